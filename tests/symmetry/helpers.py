@@ -103,6 +103,8 @@ def check_groups(spec: SymmetrySpec, architecture: Architecture) -> None:
     """One of the architecture's complete answers is met."""
     found = [difference(spec, expected, architecture.open) for expected in architecture.alternatives]
     assert "" in found, f"{architecture.name}\n" + "\n--- or ---\n".join(found)
+    moved = frozenset().union(*(axes_of(spec, name) for name, g in spec.groups.items() if g.kind.value != "identity"))
+    assert architecture.moves <= moved, f"{architecture.name}: nothing moves {_text(architecture.moves - moved)}"
 
 
 def check_positions(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> None:

@@ -198,7 +198,7 @@ def test_wreath_elements_keep_blocks_together(name: str) -> None:
 
 
 def test_sites_observe_every_group_of_a_convolutional_net() -> None:
-    model, inputs, spec = derived("resnet_basic_batchnorm")
+    model, _, spec = derived("resnet_basic_batchnorm")
     names = dict(model.named_modules())
     for group, g in inner_groups(spec).items():
         sites = spec.sites_of(group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ vectors = lambda: noise(5, 6)  # noqa: E731
 class Perceptron(nn.Module):
     def __init__(self, activation: nn.Module, widths: tuple[int, ...] = (6, 9, 7, 4)) -> None:
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = (nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.fc1, self.fc2, self.fc3 = (nn.Linear(a, b) for a, b in itertools.pairwise(widths))
         self.act = activation
 
     def forward(self, x: Tensor) -> Tensor:

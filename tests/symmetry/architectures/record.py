@@ -38,7 +38,8 @@ class Architecture:
 
     `alternatives` are complete answers, one of which must be met. `open`: groups beyond the expected ones are
     allowed (they must still be sound). `train`: the outputs are deterministic given the RNG seed in train mode, and
-    no elementwise noise falls on a moved axis, so invariance holds in train mode too.
+    no elementwise noise falls on a moved axis, so invariance holds in train mode too. `moves`: axes of which at least
+    some units must move, in whatever groups.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Architecture:
     alternatives: tuple[tuple[Expected, ...], ...]
     open: bool = False
     train: bool = True
+    moves: Axes = frozenset()
 
     def model(self) -> nn.Module:
         """A float64 model in eval mode whose weights and statistics are all generic."""
@@ -65,10 +67,11 @@ class Registry(dict[str, Architecture]):
         otherwise: tuple[Expected, ...] | None = None,
         open: bool = False,
         train: bool = True,
+        moves: Axes = frozenset(),
     ) -> None:
         assert name not in self, name
         alternatives = (groups,) if otherwise is None else (groups, otherwise)
-        self[name] = Architecture(name, build, inputs, alternatives, open, train)
+        self[name] = Architecture(name, build, inputs, alternatives, open, train, moves)
 
 
 def group(
