@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -203,3 +204,19 @@ def test_hidden_states_as_outputs_fix_their_streams() -> None:
     sizes = sorted(g.size for g in inner_groups(spec).values())
     assert sizes == [8, 8, 12, 12]
     check_invariance(wrapped, spec, inputs, train=False, seeds=1)
+
+
+@pytest.mark.slow
+def test_resnet50_is_derived_in_under_ten_seconds() -> None:
+    config = transformers.ResNetConfig()
+    model = transformers.ResNetForImageClassification(config).eval()
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    start = time.perf_counter()
+    spec = derive(model, images)
+    seconds = time.perf_counter() - start
+    # stem 64, streams 256, 512, 1024, 2048, and two inner groups in each of 3 + 4 + 6 + 3 blocks
+    units = 64 + 256 + 512 + 1024 + 2048 + 2 * (3 * 64 + 4 * 128 + 6 * 256 + 3 * 512)
+    assert sorted(g.size for g in inner_groups(spec).values())[-1] == 2048
+    assert sum(g.size for g in inner_groups(spec).values()) == units
+    assert len(inner_groups(spec)) == 5 + 2 * 16
+    assert seconds < 10, f"took {seconds:.1f} s"

@@ -13,7 +13,8 @@ from torch import nn
 from pyalign import derive
 from pyalign.symmetry import SymmetrySpec
 
-from .architectures import odd_axes, odd_values
+from .architectures import generic, odd_axes, odd_values
+from .architectures.random_nets import RandomNet
 from .helpers import (
     assert_untouched,
     check_groups,
@@ -142,3 +143,16 @@ def test_an_unknown_operator_warns_and_names_operator_and_module() -> None:
     assert not group_with(spec, "0.fc1.weight", 0)
     assert group_with(spec, "0.fc3.weight", 1)
     check_invariance(model, spec, inputs, train=False)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_what_is_derived_from_a_random_network_holds(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = generic(RandomNet(seed).double().eval(), seed)
+    inputs = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # every operator here must have a rule
+        spec = derive(model, inputs)
+    check_positions(spec, state_of(model))
+    for train in (False, True):
+        check_invariance(model, spec, inputs, train=train, seeds=2)
