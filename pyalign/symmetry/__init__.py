@@ -1,0 +1,28 @@
+"""What may move without changing the function: transforms, axis bindings, the spec, derive, verify, declare, apply."""
+
+from pyalign.symmetry.alignment import Alignment
+from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
+
+__all__ = [
+    "Alignment",
+    "AxisBinding",
+    "FixedAxis",
+    "Flat",
+    "Group",
+    "Kind",
+    "Role",
+    "ScaledPermutation",
+    "Side",
+    "Site",
+    "SymmetrySpec",
+    "Transform",
+    "Wreath",
+    "call",
+    "map_tensors",
+    "state_of",
+    "tensors_of",
+]

@@ -1,0 +1,161 @@
+"""What a symmetry is made of: groups, the tensor axes they act on, and the sites where their units are seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from pyalign.symmetry.kinds import Kind
+
+__all__ = ["AxisBinding", "FixedAxis", "Flat", "Group", "Role", "Side", "Site", "Wreath"]
+
+
+class Side(str, Enum):
+    """How a factor `s` of a unit acts on the axis: the produced side is multiplied by s, the consumed one by 1/s."""
+
+    COVARIANT = "covariant"
+    CONTRAVARIANT = "contravariant"
+    DIAGONAL = "diagonal"
+
+    @property
+    def power(self) -> int:
+        """The exponent of the factor: +1, -1, or 0 for an axis that is only reordered."""
+        return {"covariant": 1, "contravariant": -1, "diagonal": 0}[self.value]
+
+
+class Role(str, Enum):
+    """Whether a tensor counts when weights are matched, or is only moved along (statistics, masks)."""
+
+    MATCHED = "matched"
+    TRANSFORMED = "transformed"
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Any two units may change places."""
+
+
+@dataclass(frozen=True)
+class Wreath:
+    """Units sit in equal blocks: the blocks are moved by the group `outer`, units only within their block.
+
+    Args:
+        outer: Name of the group of the blocks; it has `blocks` units.
+        blocks: Number of blocks; unit i is in block i // (size // blocks).
+    """
+
+    outer: str
+    blocks: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A set of interchangeable units.
+
+    Args:
+        name: Unique name, after the tensor that produces the units.
+        size: Number of units.
+        kind: Largest class of transforms that keeps the function.
+        structure: `Flat`, or `Wreath` where units only move within blocks.
+        reason: What stands in the way of a larger class.
+    """
+
+    name: str
+    size: int
+    kind: Kind = Kind.PERMUTATION
+    structure: Flat | Wreath = field(default_factory=Flat)
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisBinding:
+    """One group on one axis of one tensor.
+
+    Args:
+        tensor: Name in the state dict.
+        axis: The axis, counted from 0.
+        group: Name of the group.
+        side: Whether the axis produces the units, consumes them, or is multiplied elementwise.
+        role: Whether the tensor counts in weight matching.
+        positions: Shape (units, r), int64: unit s sits at `positions[s, :]`. r > 1 where a unit owns several
+            entries (flatten after a convolution, fused gates); further groups may own the rest of the axis.
+        blocks: 1, or the number K of groups of a grouped convolution whose axis is only a fibre: entry c of
+            the k-th block of rows (axis 0) is position k * shape[axis] + c.
+    """
+
+    tensor: str
+    axis: int
+    group: str
+    side: Side
+    role: Role
+    positions: Tensor
+    blocks: int = 1
+
+    def unfold(self, tensor: Tensor) -> Tensor:
+        """The slices of `tensor` that belong to each unit, shape (units, features), features in a fixed order.
+
+        `A.unfold(w_a) @ A.unfold(w_b).T` is this binding's similarity between the units of two models.
+        """
+        rows = fibre(tensor, self.axis, self.blocks)
+        units, runs = self.positions.shape
+        return rows[self.positions.to(rows.device).reshape(-1)].reshape(units, runs * rows.shape[1])
+
+
+def fibre(tensor: Tensor, axis: int, blocks: int) -> Tensor:
+    """The axis first and everything else flattened, shape (positions, features); see `AxisBinding.blocks`."""
+    if blocks == 1:
+        return tensor.movedim(axis, 0).reshape(tensor.shape[axis], -1)
+    split = tensor.movedim(axis, 1).reshape(blocks, tensor.shape[0] // blocks, tensor.shape[axis], -1)
+    return split.transpose(1, 2).reshape(blocks * tensor.shape[axis], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A place in the computation where the activations of a group can be seen.
+
+    It is the output of the `index`-th operator `op` inside the `call`-th call of `module`; the first input of that operator
+    has the same layout and shows the units before the nonlinearity.
+
+    Args:
+        group: Name of the group.
+        module: Qualified name of the innermost running module ("" is the model itself).
+        call: How many calls of that module came before, in this forward pass.
+        op: Name of the operator, such as `aten.relu.default`.
+        index: How many calls of that operator came before, within that call of the module.
+        axis: The axis that carries the group.
+        width: Length of that axis.
+        positions: Shape (units, r), int64: where on the axis each unit sits.
+        nonlinear: Whether the operator is a nonlinearity; before and after differ only there.
+    """
+
+    group: str
+    module: str
+    call: int
+    op: str
+    index: int
+    axis: int
+    width: int
+    positions: Tensor
+    nonlinear: bool = True
+
+    @property
+    def key(self) -> tuple[str, int, str, int]:
+        """What identifies the operator in a forward pass."""
+        return (self.module, self.call, self.op, self.index)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the group's units are the axis, in order."""
+        return torch.equal(self.positions, torch.arange(self.width).unsqueeze(1))
+
+
+@dataclass(frozen=True)
+class FixedAxis:
+    """A tensor axis that was left alone, and why."""
+
+    tensor: str
+    axis: int
+    reason: str

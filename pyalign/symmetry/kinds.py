@@ -1,0 +1,53 @@
+"""Transform classes of a group and the order between them (which one holds inside which)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Kind"]
+
+
+class Kind(str, Enum):
+    """The largest class of transforms that leaves the function unchanged on a group's axis.
+
+    `PERMUTATION < SIGNED < SCALED` and `PERMUTATION < POSITIVE < SCALED`; a group that nothing may move is
+    `IDENTITY`. Orthogonal, invertible and rotation classes will join above these.
+
+    Example:
+        >>> Kind.SIGNED & Kind.POSITIVE
+        <Kind.PERMUTATION: 'permutation'>
+    """
+
+    IDENTITY = "identity"
+    PERMUTATION = "permutation"
+    SIGNED = "signed permutation"
+    POSITIVE = "positive-scaled permutation"
+    SCALED = "scaled permutation"
+
+    @property
+    def signs(self) -> bool:
+        """Whether units may change sign."""
+        return self in (Kind.SIGNED, Kind.SCALED)
+
+    @property
+    def scales(self) -> bool:
+        """Whether units may be multiplied by a positive factor."""
+        return self in (Kind.POSITIVE, Kind.SCALED)
+
+    def __and__(self, other: Kind) -> Kind:
+        """The largest class inside both (their meet)."""
+        if Kind.IDENTITY in (self, other):
+            return Kind.IDENTITY
+        return _from_freedoms(self.signs and other.signs, self.scales and other.scales)
+
+    def __le__(self, other: str) -> bool:
+        """Whether every transform of this class belongs to `other`."""
+        return isinstance(other, Kind) and (self & other) == self
+
+    def __str__(self) -> str:
+        return self.value
+
+
+def _from_freedoms(signs: bool, scales: bool) -> Kind:
+    table = {(False, False): Kind.PERMUTATION, (True, False): Kind.SIGNED, (False, True): Kind.POSITIVE}
+    return table.get((signs, scales), Kind.SCALED)

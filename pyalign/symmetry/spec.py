@@ -1,0 +1,216 @@
+"""The symmetry specification: which axis of which tensor moves with which group, what stays and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from pyalign.errors import MismatchError
+from pyalign.symmetry import encoding, printing
+from pyalign.symmetry.actions import act
+from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.groups import AxisBinding, FixedAxis, Group, Site, Wreath
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.transforms import ScaledPermutation, random_scale
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.alignment import Alignment
+    from pyalign.symmetry.verify import Verification
+
+__all__ = ["SymmetrySpec"]
+
+
+@dataclass(frozen=True, eq=False)
+class SymmetrySpec:
+    """The symmetry group of a model, tied to the names and shapes of its tensors.
+
+    Args:
+        groups: Groups by name.
+        bindings: Every (tensor, axis, group).
+        sites: Where each group's activations can be seen, in the order of the computation.
+        fixed: Axes that were left alone, with the reason.
+        shapes: Shape of every tensor of the model's state dict (canonical names).
+        aliases: Tied names: name -> the canonical name of the same tensor.
+        notes: What the user should know (operators without a rule, parameters never reached).
+    """
+
+    groups: dict[str, Group]
+    bindings: tuple[AxisBinding, ...]
+    sites: tuple[Site, ...] = ()
+    fixed: tuple[FixedAxis, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, group: str) -> tuple[AxisBinding, ...]:
+        """The bindings of one group."""
+        return self._by_group.get(group, ())
+
+    def on(self, tensor: str) -> tuple[AxisBinding, ...]:
+        """The bindings of one tensor (canonical or tied name)."""
+        return self._by_tensor.get(self.aliases.get(tensor, tensor), ())
+
+    def sites_of(self, group: str) -> tuple[Site, ...]:
+        """Where one group can be seen, in the order of the computation."""
+        return tuple(site for site in self.sites if site.group == group)
+
+    @cached_property
+    def _by_group(self) -> dict[str, tuple[AxisBinding, ...]]:
+        return _collect((b.group, b) for b in self.bindings)
+
+    @cached_property
+    def _by_tensor(self) -> dict[str, tuple[AxisBinding, ...]]:
+        return _collect((b.tensor, b) for b in self.bindings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of names, shapes, groups and bindings: equal exactly for interchangeable specs."""
+        content = self.to_dict()
+        kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases")}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
+
+    def random(self, seed: int, kind: Kind | None = None) -> Alignment:
+        """A random element of every group, of its own class or of `kind` where that is smaller.
+
+        Args:
+            seed: Same seed, same alignment.
+            kind: The class to stay within, such as `Kind.PERMUTATION`.
+        """
+        from pyalign.symmetry.alignment import Alignment
+
+        generator = torch.Generator().manual_seed(seed)
+        elements: dict[str, ScaledPermutation] = {}
+        for group in self.outer_first():
+            allowed = group.kind if kind is None else group.kind & kind
+            if isinstance(group.structure, Wreath):
+                elements[group.name] = _random_in_blocks(group, elements[group.structure.outer], allowed, generator)
+            else:
+                elements[group.name] = ScaledPermutation.random(group.size, allowed, generator=generator)
+        return Alignment(self, elements, method=f"random (seed {seed})")
+
+    def identity(self) -> Alignment:
+        """The alignment that moves nothing."""
+        from pyalign.symmetry.alignment import Alignment
+
+        return Alignment(self, {name: ScaledPermutation.identity(g.size) for name, g in self.groups.items()}, "identity")
+
+    def outer_first(self) -> list[Group]:
+        """The groups, those of blocks before those within them."""
+        done: dict[str, Group] = {}
+        pending = list(self.groups.values())
+        while pending:
+            ready = [g for g in pending if not isinstance(g.structure, Wreath) or g.structure.outer in done]
+            done.update((g.name, g) for g in ready)
+            pending = [g for g in pending if g.name not in done]
+        return list(done.values())
+
+    def apply(self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor],
+              power: int = 1) -> dict[str, Tensor]:
+        """Group elements applied to a state dict; `state` is not changed.
+
+        Args:
+            elements: Elements by group name.
+            state: Tensors by name, shapes as in `shapes`; names the spec does not know pass through.
+            power: See `pyalign.symmetry.actions.act`.
+
+        Returns:
+            A new mapping in the order of `state`; tensors that do not move are the same objects, and tied
+            names share one tensor.
+
+        Raises:
+            MismatchError: Names or shapes are not those of the spec.
+        """
+        self.check_state(state)
+        moved: dict[str, Tensor] = {}
+        result: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            canonical = self.aliases.get(name, name)
+            shared = name in self.aliases and canonical in state and state[canonical].data_ptr() == tensor.data_ptr()
+            if shared and canonical in moved:
+                result[name] = moved[canonical]
+                continue
+            result[name] = act(tensor, self.on(name), elements, power * variance_power(name))
+            if name == canonical:
+                moved[name] = result[name]
+        return result
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raise unless `state` has every bound tensor with the spec's shape.
+
+        Raises:
+            MismatchError: A tensor is missing or has another shape.
+        """
+        missing = [name for name in self.shapes if name not in state and name in self._by_tensor]
+        if missing:
+            raise MismatchError("the state dict is not of the model this spec describes",
+                                given=f"no tensor {missing[0]!r} ({len(missing)} missing)",
+                                expected="every tensor of the spec", do="derive a spec from this model")
+        for name, tensor in state.items():
+            shape = self.shapes.get(self.aliases.get(name, name))
+            if shape is not None and tuple(tensor.shape) != shape:
+                raise MismatchError(f"tensor {name!r} does not fit the spec", given=f"shape {tuple(tensor.shape)}",
+                                    expected=f"shape {shape}", do="use two models of one architecture and width")
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise unless the spec was made for this architecture.
+
+        Raises:
+            MismatchError: Names or shapes differ.
+        """
+        state = state_of(model)
+        unknown = [n for n in state if n not in self.shapes and n not in self.aliases]
+        if unknown:
+            raise MismatchError("the spec is for another model", given=f"a model with a tensor {unknown[0]!r}",
+                                expected="the tensors the spec was derived from", do="derive a spec from this model")
+        self.check_state(state)
+
+    def verify(self, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
+        """Check that random elements of every group leave the outputs unchanged; see `pyalign.symmetry.verify`."""
+        from pyalign.symmetry.verify import verify
+
+        return verify(self, model, inputs, seed=seed)
+
+    def report(self) -> str:
+        """The spec as a table: what is aligned, what is left alone, and why."""
+        return printing.report(self)
+
+    def __str__(self) -> str:
+        return self.report()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain lists, numbers and strings (JSON)."""
+        return encoding.to_dict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SymmetrySpec:
+        """The inverse of `to_dict`."""
+        return cls(**encoding.fields_from(content))
+
+
+def variance_power(name: str) -> int:
+    """2 for running variances, which scale with the square of their units; 1 for everything else."""
+    return 2 if name.rsplit(".", 1)[-1] == "running_var" else 1
+
+
+def _collect(pairs: Iterable[tuple[str, AxisBinding]]) -> dict[str, tuple[AxisBinding, ...]]:
+    found: dict[str, list[AxisBinding]] = {}
+    for key, binding in pairs:
+        found.setdefault(key, []).append(binding)
+    return {key: tuple(values) for key, values in found.items()}
+
+
+def _random_in_blocks(group: Group, outer: ScaledPermutation, kind: Kind,
+                      generator: torch.Generator) -> ScaledPermutation:
+    inner = group.size // outer.size
+    within = torch.stack([torch.randperm(inner, generator=generator) for _ in range(outer.size)])
+    if kind is Kind.IDENTITY:
+        within = torch.arange(inner).expand(outer.size, inner)
+    perm = (outer.perm.unsqueeze(1) * inner + within).reshape(-1)
+    return ScaledPermutation(perm, random_scale(group.size, kind, generator))
