@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 WIDTHS = (4, 6, 8, 12)
 ACTIVATIONS = (F.relu, torch.tanh, F.gelu, F.silu, F.leaky_relu, torch.sigmoid, torch.abs)
-KINDS = ("conv conv grouped depthwise norm norm act act add mul cat cut shuffle excite pool turn scale repeat").split()
+KINDS = ["conv", "grouped", "depthwise", "norm", "act", "add", "mul", "cat", "cut", "shuffle", "excite", "pool"]
+KINDS += ["turn", "scale", "repeat", "conv", "norm", "act"]
 
 
 class RandomNet(nn.Module):
