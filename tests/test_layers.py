@@ -13,6 +13,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPILED = {"_cpu", "_cuda", "kernels"}
 
 
 def contract() -> dict[str, int]:
@@ -42,7 +43,7 @@ def imports(path: Path, module: str, is_package: bool) -> Iterator[tuple[int, st
 def violations(package: Path, heights: dict[str, int]) -> list[str]:
     """Every import that goes up, and every import between rooms of one floor."""
     found = []
-    modules = {path.stem for path in package.iterdir()}
+    modules = {path.stem for path in package.iterdir()} | COMPILED
     for path in sorted(package.rglob("*.py")):
         parts = path.relative_to(package.parent).with_suffix("").parts
         is_package = parts[-1] == "__init__"
@@ -65,9 +66,20 @@ def test_rooms_import_only_their_own_or_a_lower_room() -> None:
     assert violations(ROOT / "pyalign", contract()) == []
 
 
+def test_only_the_engine_imports_the_compiled_modules() -> None:
+    compiled = tuple(f"pyalign.{name}" for name in COMPILED)
+    users = {
+        path.relative_to(ROOT / "pyalign").parts[0]
+        for path in (ROOT / "pyalign").rglob("*.py")
+        for _, target in imports(path, ".".join(path.relative_to(ROOT).with_suffix("").parts), False)
+        if target.startswith(compiled)
+    }
+    assert users == {"engine"}
+
+
 def test_every_room_has_a_place_in_the_contract() -> None:
     """A new file or folder of the package must be given a floor; the compiled modules and kernels stand outside."""
-    free = {"__init__", "__main__", "_cpu", "_cuda", "kernels", "_version"}
+    free = {"__init__", "__main__", *COMPILED}
     names = {
         path.stem for path in (ROOT / "pyalign").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
