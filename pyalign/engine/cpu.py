@@ -1,0 +1,72 @@
+"""The compiled CPU implementations: tensors in, tensors filled by pyalign._cpu, its outcome codes turned into errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyalign.engine import outcomes
+from pyalign.engine.reference import cross_moments as reference_moments
+
+try:
+    from pyalign import _cpu
+except ImportError as failure:  # a build without the module, or one for another Python
+    MISSING = (
+        f"the compiled module pyalign._cpu cannot be imported ({failure}); reinstall pyalign-nn with a C++ compiler"
+    )
+else:
+    MISSING = ""
+
+__all__ = ["MISSING", "build", "cross_moments", "linear_assignment", "permuted_sum"]
+
+
+def build() -> dict[str, str]:
+    """Describe the compiled module, or say why it is missing."""
+    if MISSING:
+        return {"compiler": "none", "simd": "none", "threads": str(torch.get_num_threads()), "why": MISSING}
+    return {**_cpu.build(), "threads": str(torch.get_num_threads())}
+
+
+def cross_moments(
+    record: Sequence[Tensor], x: Tensor, y: Tensor, axis_x: int, axis_y: int, mask: Tensor | None, full: bool
+) -> None:
+    """Add the samples of x and y to the record in place; the record is untouched when it raises."""
+    if _cpu.cross_moments(x, y, mask, axis_x, axis_y, full, *record, torch.get_num_threads()):
+        return
+    # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
+    reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
+
+
+def linear_assignment(
+    costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor]]
+) -> list[tuple[Tensor, ...]]:
+    """Solve every (b, n, m) batch; all problems of all batches share the threads."""
+    answers = []
+    for cost in costs:
+        b, n, m = cost.shape
+        answers.append(
+            (
+                torch.empty((b, n), dtype=torch.int64),
+                torch.empty((b, n), dtype=torch.float64),
+                torch.empty((b, m), dtype=torch.float64),
+                torch.empty((b,), dtype=torch.float64),
+                torch.empty((b,), dtype=torch.float64),
+            )
+        )
+    outcome = _cpu.linear_assignment(
+        [cost.detach() for cost in costs], maximize, list(start), answers, torch.get_num_threads()
+    )
+    if outcome is not None:
+        raise outcomes.assignment_error(*outcome, cost=costs[outcome[1]], maximize=maximize, many=len(costs) > 1)
+    return answers
+
+
+def permuted_sum(
+    out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Sequence[Tensor | None]]
+) -> None:
+    """Write the weighted sum of the permuted tensors to out."""
+    _cpu.permuted_sum(
+        out.detach(), [tensor.detach() for tensor in tensors], list(weights), perms, torch.get_num_threads()
+    )

@@ -1,0 +1,199 @@
+"""Which implementation runs: for each operation a literal list in order of preference, each with declared limits.
+
+`backend="auto"` takes the first implementation without reasons against it; naming one gives that one or a BackendError
+with its reasons. The answer of every operation records which one ran.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyalign import errors
+from pyalign.engine import cpu
+from pyalign.engine.reference import cross_moments as reference_moments
+from pyalign.engine.reference import linear_assignment as reference_assignment
+from pyalign.engine.reference import permuted_lerp as reference_lerp
+
+__all__ = ["BACKENDS", "OPERATIONS", "BackendRow", "Implementation", "backends", "build", "choose", "implementation"]
+
+BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+COSTS = (torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of an operation and its declared limits; `missing` says why it cannot run here at all, or ""."""
+
+    name: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    missing: str
+    run: Callable[..., Any] | None
+
+    def why_not(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Give the reasons why this implementation cannot take these tensors; an empty list means that it can."""
+        if self.missing:
+            return [self.missing]
+        reasons = []
+        for tensor in tensors:
+            if self.devices and tensor.device.type not in self.devices:
+                reasons.append(
+                    f"a tensor is on {tensor.device.type}, this implementation takes {', '.join(self.devices)}"
+                )
+            if tensor.dtype not in self.dtypes:
+                reasons.append(f"a tensor is {tensor.dtype}, this implementation takes {_names(self.dtypes)}")
+        return reasons
+
+
+@dataclass(frozen=True)
+class BackendRow:
+    """One row of `pyalign doctor`: an operation, an implementation, whether it can run here, and why not."""
+
+    operation: str
+    implementation: str
+    available: bool
+    reasons: tuple[str, ...]
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _no_cuda() -> str:
+    if not _installed("pyalign._cuda"):
+        return "pyalign._cuda is not built: it needs a CUDA compiler at install time and CUDA sources in csrc/"
+    return "pyalign._cuda is built, but this version has no adapter for it"
+
+
+def _no_triton(stem: str) -> str:
+    if not _installed(f"pyalign.kernels.{stem}"):
+        return f"pyalign.kernels.{stem} is not part of this build"
+    return "the Triton kernel is present, but this version has no adapter for it"
+
+
+# Order is preference. Nothing else in pyalign decides what runs.
+OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
+    {
+        "cross_moments": (
+            Implementation("cuda", ("cuda",), FLOATS, _no_cuda(), None),
+            Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.cross_moments),
+            Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
+        ),
+        "linear_assignment": (
+            Implementation("cuda", ("cuda",), COSTS, _no_cuda(), None),
+            Implementation("cpu", ("cpu",), COSTS, cpu.MISSING, cpu.linear_assignment),
+            Implementation("reference", (), COSTS, "", reference_assignment.linear_assignment),
+        ),
+        "permuted_lerp": (
+            Implementation("triton", ("cuda",), FLOATS, _no_triton("permuted_lerp"), None),
+            Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.permuted_sum),
+            Implementation("reference", (), FLOATS, "", reference_lerp.permuted_sum),
+        ),
+    }
+)
+
+_warned = False
+
+
+def choose(operation: str, backend: str, tensors: Sequence[Tensor]) -> str:
+    """Give the name of the implementation that will run these tensors.
+
+    Args:
+        operation: A key of OPERATIONS.
+        backend: "auto" or the name of one implementation.
+        tensors: The tensors that decide: their devices and dtypes are compared with the declared limits.
+
+    Returns:
+        The name of an implementation without reasons against it.
+
+    Raises:
+        InputError: `backend` is not a known name.
+        BackendError: The named implementation, or every one, has reasons against it.
+    """
+    if backend not in BACKENDS:
+        raise errors.InputError(
+            f"{operation} does not know this backend", given=repr(backend), expected="one of " + ", ".join(BACKENDS)
+        )
+    listed = OPERATIONS[operation]
+    if backend == "auto":
+        for candidate in listed:
+            if not candidate.why_not(tensors):
+                if candidate.name == "reference" and cpu.MISSING:
+                    _warn_once()
+                return candidate.name
+    else:
+        for candidate in listed:
+            if candidate.name == backend and not candidate.why_not(tensors):
+                return backend
+    raise _refusal(operation, backend, tensors)
+
+
+def implementation(operation: str, name: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """Give the function behind a name that `choose` answered, or behind "auto"."""
+    chosen = choose(operation, name, tensors)
+    run = next(candidate.run for candidate in OPERATIONS[operation] if candidate.name == chosen)
+    assert run is not None
+    return run
+
+
+def _refusal(operation: str, backend: str, tensors: Sequence[Tensor]) -> errors.BackendError:
+    listed = [candidate for candidate in OPERATIONS[operation] if backend in ("auto", candidate.name)]
+    reasons = [f"{c.name}: {'; '.join(dict.fromkeys(c.why_not(tensors)))}" for c in listed]
+    return errors.BackendError(
+        f"{operation} cannot run with backend={backend!r}",
+        given=" | ".join(reasons) or f"{operation} has no such implementation",
+        expected="one of " + ", ".join(c.name for c in OPERATIONS[operation]) + " without reasons against it",
+        do='use backend="auto", or see `pyalign doctor`',
+    )
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned and not torch.compiler.is_compiling():
+        _warned = True
+        warnings.warn(
+            f"pyalign runs its slower reference implementations: {cpu.MISSING}", errors.PyalignWarning, stacklevel=2
+        )
+
+
+def backends() -> tuple[BackendRow, ...]:
+    """List every implementation of every operation and whether it can run on this machine.
+
+    Returns:
+        One row per implementation, in order of preference.
+
+    Example:
+        >>> [row.implementation for row in backends() if row.operation == "linear_assignment"]
+        ['cuda', 'cpu', 'reference']
+    """
+    return tuple(
+        BackendRow(operation, candidate.name, not candidate.missing, (candidate.missing,) if candidate.missing else ())
+        for operation, listed in OPERATIONS.items()
+        for candidate in listed
+    )
+
+
+def build() -> dict[str, str]:
+    """Describe the compiled module: compiler, SIMD path in use, threads; or why there is none.
+
+    Example:
+        >>> sorted(build())[:2]
+        ['compiler', 'simd']
+    """
+    return cpu.build()

@@ -1,0 +1,210 @@
+"""Linear assignment: the cheapest bijection of rows and columns, with the duals that prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyalign import errors
+from pyalign.engine import dispatch
+
+__all__ = ["Assignment", "linear_assignment", "linear_sum_assignment"]
+
+Several = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """The answer to one problem, a batch, or (tuples in every field) a list of problems.
+
+    Attributes:
+        perm: (..., n) int64, column of each row; -1 for rows without one, when n > m.
+        row_duals: (..., n) float64, u with `u_i + v_j <= cost_ij` (`>=` when maximising).
+        col_duals: (..., m) float64, v; zero for columns (rows, when n > m) that stay unassigned.
+        gap: (...) float64, `objective - sum u - sum v` (its negation when maximising): at least 0, and 0 up to rounding,
+            which proves that no assignment is better.
+        objective: (...) float64, the sum of the assigned costs.
+        maximize: Which of the two problems it answers.
+        backend: The implementation that ran.
+    """
+
+    perm: Tensor | Several
+    row_duals: Tensor | Several
+    col_duals: Tensor | Several
+    gap: Tensor | Several
+    objective: Tensor | Several
+    maximize: bool
+    backend: str
+
+
+def linear_assignment(
+    cost: Tensor | Sequence[Tensor], maximize: bool = False, start: Assignment | None = None, backend: str = "auto"
+) -> Assignment:
+    r"""Find the assignment of rows to columns with the least (greatest) total cost, exactly, with its certificate.
+
+    :math:`\min_\pi \sum_i c_{i,\pi(i)} = \max \sum_i u_i + \sum_j v_j` subject to :math:`u_i + v_j \le c_{ij}`.
+    All arithmetic is float64, whatever the dtype of the costs; integers are exact up to 2^53. Ties are broken the same way
+    in every run and for every number of threads.
+
+    Args:
+        cost: (n, m), a batch (b, n, m), or a list of matrices of any sizes. float32, float64 or integers (float16 and
+            bfloat16 are widened). +inf (-inf when maximising) forbids a pair.
+        maximize: Find the greatest total instead.
+        start: An earlier answer for costs of the same shape, near to these: its duals and tight pairs are reused. It changes
+            the time, never the optimality, of the answer.
+        backend: "auto", or the implementation to use.
+
+    Returns:
+        The record with perm, duals, gap, objective and backend.
+
+    Raises:
+        InputError: Shapes or dtypes do not fit, or `start` is for another problem.
+        NonFiniteError: NaN, or an infinity that is not a forbidden pair; names the matrix and the entry.
+        InfeasibleError: No complete assignment avoids the forbidden pairs.
+        BackendError: The named backend cannot run these inputs.
+
+    Source:
+        Jonker and Volgenant (1987); Crouse (2016), On implementing 2D rectangular assignment algorithms.
+
+    Example:
+        >>> answer = linear_assignment(torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]]))
+        >>> answer.perm.tolist(), answer.objective.item(), answer.gap.item()
+        ([1, 0, 2], 5.0, 0.0)
+    """
+    many = not isinstance(cost, Tensor)
+    matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
+    if not matrices:
+        return Assignment((), (), (), (), (), maximize, "none")
+    batches = [c if c.dim() == 3 else c.unsqueeze(0) for c in matrices]
+    name = dispatch.choose("linear_assignment", backend, batches)
+    flat = torch.ops.pyalign.linear_assignment(batches, maximize, _start(start, matrices, maximize, many), name)
+    answers = [
+        tuple(field if c.dim() == 3 else field.squeeze(0) for field in flat[5 * k : 5 * k + 5])
+        for k, c in enumerate(matrices)
+    ]
+    if not many:
+        perm, u, v, gap, objective = answers[0]
+        return Assignment(perm, u, v, gap, objective, maximize, name)
+    fields = tuple(tuple(answer[field] for answer in answers) for field in range(5))
+    return Assignment(*fields, maximize=maximize, backend=name)
+
+
+def linear_sum_assignment(cost: Any, maximize: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Solve one problem as scipy.optimize.linear_sum_assignment does: a drop-in replacement.
+
+    Args:
+        cost: (n, m) array or tensor.
+        maximize: Find the greatest total instead.
+
+    Returns:
+        Row indices in ascending order and the column of each, min(n, m) of them.
+
+    Raises:
+        InputError: (a ValueError) Not a matrix, or not numbers; NonFiniteError and InfeasibleError are InputErrors too.
+
+    Source:
+        The interface of scipy.optimize.linear_sum_assignment.
+
+    Example:
+        >>> rows, columns = linear_sum_assignment([[4, 1, 3], [2, 0, 5], [3, 2, 2]])
+        >>> columns.tolist()
+        [1, 0, 2]
+    """
+    answer = linear_assignment(_matrix(cost), maximize)
+    assert isinstance(answer.perm, Tensor)
+    perm = answer.perm.cpu().numpy()
+    rows = np.flatnonzero(perm >= 0).astype(np.int64)
+    return rows, perm[rows]
+
+
+def _matrix(cost: Any) -> Tensor:
+    if isinstance(cost, Tensor):
+        tensor = cost
+    else:
+        array = np.asarray(cost)
+        if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8 or array.dtype == np.uint64:
+            array = array.astype(np.float64)
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        narrow = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(array.dtype)
+        tensor = torch.from_numpy(np.array(array, dtype=narrow or array.dtype, order="C", ndmin=array.ndim))
+    if tensor.dim() != 2:
+        raise errors.InputError(
+            "linear_sum_assignment takes one matrix",
+            given=f"{tensor.dim()} dimensions",
+            expected="a matrix (2-D array)",
+            do="use linear_assignment for batches",
+        )
+    return tensor
+
+
+def _checked(cost: object, index: int, many: bool) -> Tensor:
+    name = f"linear_assignment: matrix {index} of the list" if many else "linear_assignment: cost"
+    if not isinstance(cost, Tensor):
+        raise errors.InputError(
+            f"{name} is not a tensor", given=type(cost).__name__, expected="a torch.Tensor", do="use torch.as_tensor"
+        )
+    if cost.dim() not in (2, 3):
+        raise errors.InputError(
+            f"{name} has the wrong number of dimensions",
+            given=f"shape {tuple(cost.shape)}",
+            expected="(n, m) or (b, n, m)",
+        )
+    if cost.dtype in (torch.float16, torch.bfloat16):
+        return cost.detach().to(torch.float32)
+    if cost.dtype == torch.bool:
+        return cost.to(torch.uint8)
+    if cost.dtype not in dispatch.COSTS:
+        raise errors.InputError(
+            f"{name} has a dtype that is not supported",
+            given=str(cost.dtype),
+            expected="a float or integer dtype",
+            do="convert it with .double()",
+        )
+    return cost.detach()
+
+
+def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool, many: bool) -> list[Tensor]:
+    """Flatten an earlier answer to [v, perm] per batch, after checking that it is for problems of these shapes."""
+    if start is None:
+        return []
+    perms = (start.perm,) if isinstance(start.perm, Tensor) else start.perm
+    columns = (start.col_duals,) if isinstance(start.col_duals, Tensor) else start.col_duals
+    given = [(tuple(p.shape), tuple(v.shape)) for p, v in zip(perms, columns, strict=True)]
+    expected = [(tuple(c.shape[:-1]), (*c.shape[:-2], c.shape[-1])) for c in matrices]
+    if given != expected or start.maximize != maximize or isinstance(start.perm, Tensor) == many:
+        raise errors.InputError(
+            "linear_assignment: start is the answer to another problem",
+            given=f"maximize={start.maximize}, perm and col_duals of shapes {given}",
+            expected=f"maximize={maximize}, shapes {expected}",
+            do="pass the answer for costs of the same shape, or none",
+        )
+    flat: list[Tensor] = []
+    for cost, perm, v in zip(matrices, perms, columns, strict=True):
+        lift = cost.dim() == 2
+        v = v.to(cost.device, torch.float64).detach()
+        perm = perm.to(cost.device, torch.int64)
+        flat += [v.unsqueeze(0), perm.unsqueeze(0)] if lift else [v, perm]
+    return flat
+
+
+@torch.library.custom_op("pyalign::linear_assignment", mutates_args=())
+def _operator(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
+    run = dispatch.implementation("linear_assignment", backend, costs)
+    answers = run(costs, maximize, list(zip(start[::2], start[1::2], strict=True)))
+    return [field for answer in answers for field in answer]
+
+
+@_operator.register_fake
+def _fake(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
+    fields = []
+    for cost in costs:
+        b, n, m = cost.shape
+        fields += [cost.new_empty((b, n), dtype=torch.int64)]
+        fields += [cost.new_empty(shape, dtype=torch.float64) for shape in ((b, n), (b, m), (b,), (b,))]
+    return fields

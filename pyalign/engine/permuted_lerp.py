@@ -1,0 +1,316 @@
+"""Permuted blends: `(1 - t) a + t b[perm]` along any axes, and the sum of k weighted, permuted tensors; with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyalign import errors
+from pyalign.engine import dispatch
+from pyalign.engine.reference.permuted_lerp import permute
+
+__all__ = ["permuted_lerp", "permuted_sum"]
+
+Perms = Sequence[Tensor | None] | None
+
+
+def permuted_lerp(
+    a: Tensor,
+    b: Tensor,
+    t: float | Tensor,
+    perms: Perms = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Blend a with a permuted b: `out = (1 - t) * a + t * b[perm_0][:, perm_1]...`.
+
+    t = 0 gives a and t = 1 the permuted b bit for bit; then the other tensor is not read. Differentiable with respect to
+    a, b and t.
+
+    Args:
+        a: Any shape; float32, float64, bfloat16 or float16 (the latter three of 16 and 32 bits blend in float32).
+        b: The shape and dtype of a.
+        t: Position on the path, multiplies b; a number, or a 0-d tensor.
+        perms: One entry per axis of b: None, or an int64 permutation of length n. The axis has n * r entries and each index
+            moves a run of r (r = 1 but for an axis that holds n units of r entries each).
+        out: Where to write; may be a or b itself. Without gradients.
+        backend: "auto", or the implementation to use.
+
+    Returns:
+        The blend, in the shape and dtype of a; `out` when it was given.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or permutations do not fit.
+        BackendError: The named backend cannot run these inputs.
+
+    Source:
+        The interpolation of Ainsworth et al. (2022), arXiv 2209.04836, section 4, fused with its permutation.
+
+    Example:
+        >>> permuted_lerp(torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), 0.5, [torch.tensor([2, 0, 1])])
+        tensor([1.5000, 0.5000, 1.0000])
+    """
+    if isinstance(t, Tensor):
+        if t.dim() != 0:
+            raise errors.InputError(
+                "permuted_lerp takes one t",
+                given=f"a tensor of shape {tuple(t.shape)}",
+                expected="a number or 0-d tensor",
+            )
+        wide = t.to(torch.float64)
+        weights: Tensor | list[float] = torch.stack((1.0 - wide, wide))
+    else:
+        weights = [1.0 - t, t]
+    return permuted_sum((a, b), weights, (None, perms), out=out, backend=backend)
+
+
+def permuted_sum(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float] | Tensor,
+    perms: Sequence[Perms] | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    r"""Sum k weighted tensors, each permuted along any of its axes: `out = sum_k weights[k] * tensors[k][perms[k]]`.
+
+    A tensor with weight 0 is not read; one tensor with weight 1 is copied bit for bit. Differentiable with respect to the
+    tensors and the weights.
+
+    Args:
+        tensors: k tensors of one shape, dtype and device.
+        weights: (k,) numbers or a tensor; they need not sum to 1.
+        perms: One entry per tensor, each None or as in `permuted_lerp`.
+        out: Where to write; may be one of the tensors. Without gradients.
+        backend: "auto", or the implementation to use.
+
+    Returns:
+        The sum, in the shape and dtype of the tensors; `out` when it was given.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or permutations do not fit.
+        BackendError: The named backend cannot run these inputs.
+
+    Source:
+        The uniform and weighted soups of Wortsman et al. (2022), arXiv 2203.05482, over aligned models.
+
+    Example:
+        >>> permuted_sum([torch.ones(2), torch.tensor([1.0, 5.0])], [2.0, 1.0], [None, [torch.tensor([1, 0])]])
+        tensor([7., 3.])
+    """
+    tensors = list(tensors)
+    _check_tensors(tensors)
+    flat = _flatten(tensors, perms)
+    scales = _weights(weights, tensors)
+    name = dispatch.choose("permuted_lerp", backend, tensors)
+    if out is None:
+        result: Tensor = torch.ops.pyalign.permuted_sum(tensors, scales, *_present(flat), name)
+        return result
+    _check_out(out, tensors, scales)
+    if any(_overlaps(out, tensor, flat[k * out.dim() : (k + 1) * out.dim()]) for k, tensor in enumerate(tensors)):
+        return out.copy_(torch.ops.pyalign.permuted_sum(tensors, scales, *_present(flat), name))
+    torch.ops.pyalign.permuted_sum_out(out, tensors, scales, *_present(flat), name)
+    return out
+
+
+def _check_tensors(tensors: Sequence[Tensor]) -> None:
+    if not tensors:
+        raise errors.InputError("permuted_sum has nothing to add", given="no tensors", expected="at least one")
+    first = tensors[0]
+    for k, tensor in enumerate(tensors):
+        given = f"{tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}"
+        if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
+            raise errors.InputError(
+                f"permuted blend: tensor {k} does not fit tensor 0",
+                given=given,
+                expected=f"{tuple(first.shape)}, {first.dtype}, {first.device}",
+                do="blend tensors of one shape, dtype and device",
+            )
+        if tensor.dtype not in dispatch.FLOATS:
+            raise errors.InputError(
+                "permuted blend: dtype is not supported",
+                given=given,
+                expected="float32, float64, bfloat16 or float16",
+                do="convert it with .float()",
+            )
+
+
+def _flatten(tensors: Sequence[Tensor], perms: Sequence[Perms] | None) -> list[Tensor | None]:
+    """Check the permutations by shape and list them as k * rank entries."""
+    rank = tensors[0].dim()
+    flat: list[Tensor | None] = []
+    if perms is not None and len(perms) != len(tensors):
+        raise errors.InputError(
+            "permuted blend: wrong number of permutation lists",
+            given=str(len(perms)),
+            expected=f"{len(tensors)}, one per tensor (None where nothing moves)",
+        )
+    for tensor, axes in zip(tensors, perms or [None] * len(tensors), strict=True):
+        entries = [None] * rank if axes is None else list(axes)
+        if len(entries) != rank:
+            raise errors.InputError(
+                "permuted blend: wrong number of permutations",
+                given=f"{len(entries)} for a tensor of shape {tuple(tensor.shape)}",
+                expected=f"{rank}, one per axis (None where nothing moves)",
+            )
+        for axis, perm in enumerate(entries):
+            if perm is not None:
+                _check_perm(perm, tensor, axis)
+        flat += entries
+    return flat
+
+
+def _check_perm(perm: Tensor, tensor: Tensor, axis: int) -> None:
+    size = tensor.shape[axis]
+    fits = perm.dim() == 1 and (size == 0 if perm.numel() == 0 else size % perm.numel() == 0)
+    if not fits or perm.dtype != torch.int64 or perm.device != tensor.device:
+        raise errors.InputError(
+            f"permuted blend: the permutation of axis {axis} does not fit",
+            given=f"{perm.dtype}, shape {tuple(perm.shape)}, on {perm.device}",
+            expected=f"int64, one dimension, a length that divides {size}, on {tensor.device}",
+            do="pass Assignment.perm or torch.as_tensor(indices)",
+        )
+
+
+def _weights(weights: Sequence[float] | Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    scales = weights if isinstance(weights, Tensor) else torch.tensor(list(weights), dtype=torch.float64)
+    if scales.shape != (len(tensors),):
+        raise errors.InputError(
+            "permuted blend: wrong number of weights",
+            given=f"shape {tuple(scales.shape)}",
+            expected=f"({len(tensors)},), one per tensor",
+        )
+    return scales.to(torch.float64)
+
+
+def _check_out(out: Tensor, tensors: Sequence[Tensor], scales: Tensor) -> None:
+    first = tensors[0]
+    if (out.shape, out.dtype, out.device) != (first.shape, first.dtype, first.device):
+        raise errors.InputError(
+            "permuted blend: out does not fit the tensors",
+            given=f"{tuple(out.shape)}, {out.dtype}, {out.device}",
+            expected=f"{tuple(first.shape)}, {first.dtype}, {first.device}",
+        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, scales, *tensors)):
+        raise errors.InputError(
+            "permuted blend: out= has no gradient",
+            given="a tensor that requires grad",
+            expected="tensors that do not",
+            do="leave out= away, or run under torch.no_grad()",
+        )
+
+
+def _overlaps(out: Tensor, tensor: Tensor, perms: Sequence[Tensor | None]) -> bool:
+    """Whether writing out could change entries of tensor that are still to be read."""
+    if torch.compiler.is_compiling():  # storages cannot be compared in a trace, and the compiler plans the copy anyway
+        return True
+    if out.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr() or out.numel() == 0:
+        return False
+    same_place = out.storage_offset() == tensor.storage_offset() and out.stride() == tensor.stride()
+    return not same_place or any(perm is not None for perm in perms)
+
+
+def _check_bijections(perms: Sequence[Tensor]) -> None:
+    """Permutations are checked where their values are known: inside the operator, also when it was compiled."""
+    for perm in perms:
+        n = perm.numel()
+        if n == 0:
+            continue
+        inside = bool((perm.min() >= 0) & (perm.max() < n))
+        if not inside or not bool((torch.bincount(perm, minlength=n) == 1).all()):
+            raise errors.InputError(
+                "permuted blend: an index tensor is not a permutation",
+                given=f"{n} indices from {int(perm.min())} to {int(perm.max())}" + (", some twice" if inside else ""),
+                expected=f"each of 0 to {n - 1} once",
+                do="an Assignment with n > m has -1 for unassigned rows: leave those out",
+            )
+
+
+# The operators take the permutations that are there and their places, tensor * rank + axis, since torch.library treats a
+# list with None in it differently from a list of tensors.
+
+
+def _present(flat: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
+    return [perm for perm in flat if perm is not None], [place for place, perm in enumerate(flat) if perm is not None]
+
+
+def _grouped(perms: Sequence[Tensor], places: Sequence[int], k: int, rank: int) -> list[list[Tensor | None]]:
+    grouped: list[list[Tensor | None]] = [[None] * rank for _ in range(k)]
+    for perm, place in zip(perms, places, strict=True):
+        grouped[place // rank][place % rank] = perm
+    return grouped
+
+
+@torch.library.custom_op("pyalign::permuted_sum", mutates_args=())
+def _operator(
+    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
+) -> Tensor:
+    _check_bijections(perms)
+    run = dispatch.implementation("permuted_lerp", backend, tensors)
+    out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+    run(out, tensors, weights.tolist(), _grouped(perms, places, len(tensors), out.dim()))
+    return out
+
+
+@_operator.register_fake
+def _fake(
+    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
+) -> Tensor:
+    return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("pyalign::permuted_sum_out", mutates_args=("out",))
+def _operator_out(
+    out: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Tensor,
+    perms: Sequence[Tensor],
+    places: Sequence[int],
+    backend: str,
+) -> None:
+    _check_bijections(perms)
+    run = dispatch.implementation("permuted_lerp", backend, tensors)
+    run(out, tensors, weights.tolist(), _grouped(perms, places, len(tensors), out.dim()))
+
+
+@_operator_out.register_fake
+def _fake_out(
+    out: Tensor,
+    tensors: Sequence[Tensor],
+    weights: Tensor,
+    perms: Sequence[Tensor],
+    places: Sequence[int],
+    backend: str,
+) -> None:
+    return None
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    tensors, weights, perms, ctx.places, ctx.backend = inputs
+    ctx.k = len(tensors)
+    ctx.moved = len(perms)
+    # The gradient of the weights is the only one that needs the tensors themselves.
+    ctx.save_for_backward(weights, *perms, *(tensors if ctx.needs_input_grad[1] else ()))
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    weights, *saved = ctx.saved_tensors
+    perms = _grouped(saved[: ctx.moved], ctx.places, ctx.k, gradient.dim())
+    for_tensors: list[Tensor | None] = [None] * ctx.k
+    for k, (axes, needed) in enumerate(zip(perms, ctx.needs_input_grad[0], strict=True)):
+        if needed:
+            inverse = [None if perm is None else torch.argsort(perm) for perm in axes]
+            scale = weights[k : k + 1]
+            for_tensors[k] = torch.ops.pyalign.permuted_sum([gradient], scale, *_present(inverse), ctx.backend)
+    for_weights = None
+    if ctx.needs_input_grad[1]:
+        tensors = saved[ctx.moved :]
+        sums = [(gradient * permute(tensor, axes)).sum(dtype=torch.float64) for tensor, axes in zip(tensors, perms)]
+        for_weights = torch.stack(sums).to(weights.device)
+    # torch.library takes an empty list of integers for a list of no tensors and wants its like back.
+    return for_tensors, for_weights, [None] * ctx.moved, None if ctx.places else [], None
+
+
+_operator.register_autograd(_backward, setup_context=_save)
