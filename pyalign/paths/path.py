@@ -1,0 +1,67 @@
+"""What every path of models can do, whatever its shape: a line, a curve, a chain, a plane's edge."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from pyalign.errors import InputError
+
+__all__ = ["Path", "checked_t", "copy_of"]
+
+
+@runtime_checkable
+class Path(Protocol):
+    """Models along t from 0 to 1: model A lies at 0, model B (brought to A) at 1."""
+
+    def state(self, t: float) -> dict[str, Tensor]:
+        """The state dict at t."""
+        ...
+
+    def at(self, t: float) -> nn.Module:
+        """A new module at t."""
+        ...
+
+    def into(self, t: float, model: nn.Module) -> None:
+        """Write the weights and buffers at t into `model`, a module that `at` gave: no further memory."""
+        ...
+
+
+def checked_t(t: float) -> float:
+    """`t` as a float, which must lie in [0, 1].
+
+    Example:
+        >>> checked_t(1)
+        1.0
+    """
+    value = float(t)
+    if math.isnan(value) or not 0.0 <= value <= 1.0:
+        raise InputError(
+            "t is outside the path",
+            given=f"t={value}",
+            expected="0 <= t <= 1",
+            do="use merge with weights (1 - t, t) to go beyond the ends",
+        )
+    return value
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy of `model`, which stays as it is.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> copy_of(model).weight is model.weight
+        False
+    """
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as failure:
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({str(failure).splitlines()[0]})",
+            given="a module that holds a tensor computed from others, as torch.nn.utils.weight_norm does",
+            expected="a module that copy.deepcopy takes",
+            do="use torch.nn.utils.parametrizations, or give state dicts",
+        ) from failure
