@@ -7,10 +7,10 @@ import griffe
 
 
 def with_sections(text: str) -> str:
-    """Give every doctest the `Examples:` heading that griffe parses.
+    r"""Give every doctest the `Examples:` heading that griffe parses.
 
-    >>> with_sections("One.\\n\\n>>> 1 + 1\\n2")
-    'One.\\n\\nExamples:\\n    >>> 1 + 1\\n    2'
+    >>> with_sections("One.\n\n>>> 1 + 1\n2")
+    'One.\n\nExamples:\n    >>> 1 + 1\n    2'
     """
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
 
