@@ -2,10 +2,13 @@
 
 from pyalign.symmetry.alignment import Alignment
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.declare import declare
+from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
+from pyalign.symmetry.verify import Verification, verify
 
 __all__ = [
     "Alignment",
@@ -20,9 +23,14 @@ __all__ = [
     "Site",
     "SymmetrySpec",
     "Transform",
+    "Verification",
     "Wreath",
     "call",
+    "declare",
+    "derive",
     "map_tensors",
     "state_of",
     "tensors_of",
+    "untouched",
+    "verify",
 ]

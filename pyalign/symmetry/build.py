@@ -1,0 +1,160 @@
+"""Write the solution of a trace down as a spec: names, bindings, classes, sites, and what is fixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.scales import Scales
+from pyalign.symmetry.solve import Class, Units, components
+from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.ties import IntArray, ParameterAxis, Ties
+from pyalign.symmetry.tracer import Sight
+
+__all__ = ["build_spec"]
+
+
+def build_spec(ties: Ties, units: Units, sights: Sequence[Sight], shapes: Mapping[str, tuple[int, ...]],
+               aliases: dict[str, str], notes: Sequence[str]) -> SymmetrySpec:
+    """The spec of a solved trace.
+
+    Args:
+        ties: What the trace collected.
+        units: Its solution.
+        sights: Values that may serve as observation sites.
+        shapes: Shape of every tensor of the state dict.
+        aliases: Tied names.
+        notes: Notes for the user.
+    """
+    slots = Slots(units)
+    layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
+    layout = [(axis, found) for axis, found in layout if not (axis.blocks == 1 and _has_fibre(ties, axis))]
+    _name(units.classes, layout)
+    scales = Scales(ties, units)
+    groups, bindings = {}, []
+    for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
+        kept = _kept(ties, units, c)
+        kind, reason, power = (Kind.PERMUTATION, kept, dict[int, int]()) if kept else scales.of(c)
+        structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
+        groups[c.name] = Group(c.name, len(c.units), kind, structure, reason)
+        for axis, found in layout:
+            if id(c) in found:
+                bindings.append(_binding(axis, c, found[id(c)], power))
+    fixed = _fixed(ties, units, layout)
+    order = {name: i for i, name in enumerate(shapes)}
+    bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
+    return SymmetrySpec(groups, tuple(bindings), _sites(sights, slots, units.classes), fixed, dict(shapes), aliases, tuple(notes))
+
+
+class Slots:
+    """Finds the class and slot of atoms, and where the units of each class sit on an axis."""
+
+    def __init__(self, units: Units) -> None:
+        count = int(units.unit.max()) + 1
+        self.units = units
+        self.owner = np.full(count, -1)
+        self.slot = np.zeros(count, np.int64)
+        for n, c in enumerate(units.classes):
+            self.owner[c.units] = n
+            self.slot[c.units] = np.arange(len(c.units))
+        self.first = np.full(count, len(units.unit))
+        np.minimum.at(self.first, units.unit, np.arange(len(units.unit)))
+
+    def on_axis(self, atoms: IntArray) -> dict[int, Tensor]:
+        """For the atoms along an axis: id of class -> positions, shape (units, r); classes that are there in part are left out."""
+        unit = self.units.unit[atoms]
+        owner = self.owner[unit]
+        found = {}
+        for n in np.unique(owner[owner >= 0]).tolist():
+            c = self.units.classes[n]
+            places = np.flatnonzero(owner == n)
+            slot = self.slot[unit[places]]
+            order = np.lexsort((places, self.units.signature[atoms[places]], slot))
+            counts = np.bincount(slot, minlength=len(c.units))
+            if counts.min() == counts.max():
+                found[id(c)] = torch.from_numpy(places[order].reshape(len(c.units), -1).copy())
+        return found
+
+
+def _has_fibre(ties: Ties, axis: ParameterAxis) -> bool:
+    """Whether the axis was only ever used as fibres of a grouped convolution."""
+    return any(o.blocks > 1 and (o.tensor, o.axis) == (axis.tensor, axis.axis) for o in ties.axes)
+
+
+def _name(classes: Sequence[Class], layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]]) -> None:
+    """Name each class after the module of the first tensor whose axis 0 it has, else any tensor."""
+    taken: Counter[str] = Counter()
+    candidates: dict[int, list[tuple[int, str]]] = {id(c): [] for c in classes}
+    for axis, found in layout:
+        for key in found:
+            candidates[key].append((0 if axis.axis == 0 and not axis.buffer and axis.blocks == 1 else 1, axis.tensor))
+    for c in (*[c for c in classes if candidates[id(c)]], *[c for c in classes if not candidates[id(c)]]):
+        options = candidates[id(c)]
+        if options:
+            best = min(options, key=lambda option: option[0])[1]
+            base = best.rsplit(".", 1)[0] if "." in best else best
+            base = base.removesuffix(".parametrizations.weight")
+        else:
+            inner = next((o.name for o in classes if o.outer is c), "block")
+            base = f"{inner}.blocks"
+        taken[base] += 1
+        c.name = base if taken[base] == 1 else f"{base}:{taken[base]}"
+
+
+def _binding(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[int, int]) -> AxisBinding:
+    atom = axis.start + int(positions[0, 0])
+    side = {1: Side.COVARIANT, -1: Side.CONTRAVARIANT, 0: Side.DIAGONAL}[power.get(atom, 0)]
+    role = Role.TRANSFORMED if axis.buffer else Role.MATCHED
+    return AxisBinding(axis.tensor, axis.axis, c.name, side, role, positions, axis.blocks)
+
+
+def _kept(ties: Ties, units: Units, c: Class) -> str:
+    """Why the order inside each unit of a class stays, empty when units have no inside."""
+    members = set(units.members[int(c.units[0])].tolist())
+    for atoms, reason, inside in ties.keeps:
+        if inside and not members.isdisjoint(atoms.tolist()):
+            return f"the order inside each unit stays: {reason}"
+    return ""
+
+
+def _fixed(ties: Ties, units: Units, layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]]) -> tuple[FixedAxis, ...]:
+    """Axes that no group moves, each with the nearest reason."""
+    loose = components(ties.atoms, [(a[a != 0], b[a != 0]) if (a == 0).any() else (a, b)
+                                    for a, b in ((x[y != 0], y[y != 0]) for x, y in ties.edges)])
+    why: dict[int, str] = {}
+    direct: dict[int, str] = {}
+    for atoms, reason in ties.pins:
+        for atom in atoms.tolist():
+            direct.setdefault(atom, reason)
+            why.setdefault(int(loose[atom]), reason)
+    result = []
+    for axis, found in layout:
+        if not found:
+            default = "its units differ from each other" if axis.size > 1 else "a single unit"
+            reason = direct.get(axis.start) or why.get(int(loose[axis.start])) or default
+            result.append(FixedAxis(axis.tensor, axis.axis, reason))
+    return tuple(result)
+
+
+def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> tuple[Site, ...]:
+    """Observation sites: for each class the sights of the best rank that show all of its units."""
+    found: dict[int, list[tuple[int, Sight, Tensor]]] = {id(c): [] for c in classes}
+    for sight in sights:
+        atoms = sight.plane.atoms.reshape(-1).numpy()
+        for key, positions in slots.on_axis(atoms).items():
+            found[key].append((sight.rank, sight, positions))
+    sites = []
+    for c in classes:
+        ranks = [rank for rank, _, _ in found[id(c)]]
+        for rank, sight, positions in found[id(c)]:
+            if rank == min(ranks):
+                width = sight.plane.atoms.numel()
+                sites.append(Site(c.name, *sight.key, sight.axis, width, positions, nonlinear=rank <= 1))
+    place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
+    return tuple(sorted(sites, key=lambda s: place[s.key]))

@@ -1,0 +1,145 @@
+"""Derive the symmetry of any model from one forward computation."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyalign.errors import DataError, InputError, PyalignWarning
+from pyalign.symmetry.build import build_spec
+from pyalign.symmetry.calls import call, state_of, tensors_of
+from pyalign.symmetry.labels import Label
+from pyalign.symmetry.locate import ModuleScope, plain_operators
+from pyalign.symmetry.solve import solve_units
+from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.ties import Ties
+from pyalign.symmetry.tracer import Trace, source_label
+
+__all__ = ["derive", "untouched"]
+
+
+def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
+    """Find what may move in a model without changing its function, by watching one forward computation.
+
+    Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are summed over, elementwise
+    operators tie units that meet, normalisation and unknown operators hold them in place. Units that play the same part
+    form a group. The model runs once in evaluation mode (and once in training mode when some parameters are only
+    used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
+
+    Args:
+        model: Any module on any device; it is run on `example_inputs` without gradients.
+        example_inputs: One batch: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+            A small batch of real or random data will do; its values matter only where they steer control flow.
+
+    Returns:
+        The spec: groups, bindings, observation sites, what is fixed and why.
+
+    Raises:
+        InputError: `model` is no module, or has parameters that have no shape yet.
+        DataError: The model cannot take `example_inputs`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> [(g.name, g.size) for g in derive(model, torch.randn(2, 4)).groups.values()]
+        [('0', 8)]
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
+        raise InputError("the model has lazy parameters without a shape", do="run it once before deriving")
+    ties = Ties()
+    sources, aliases = _sources(model, ties)
+    traces = [_run(model, example_inputs, ties, sources, training=False)]
+    notes: list[str] = []
+    if _unreached(model, traces):
+        try:
+            traces.append(_run(model, example_inputs, ties, sources, training=True))
+        except DataError as error:
+            notes.append(f"parameters that are used in training only could not be traced ({error})")
+    unreached = _unreached(model, traces)
+    notes += [f"never used in the computation: {', '.join(unreached)}"] if unreached else []
+    notes += _unknown(traces)
+    shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
+    return build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes)
+
+
+@contextmanager
+def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Run a model in a given mode and put back modes, buffers and every random state afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if training else []
+    python, array = random.getstate(), np.random.get_state()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            for module, _ in modes:
+                module.training = training
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def _sources(model: nn.Module, ties: Ties) -> tuple[list[tuple[Tensor, Label]], dict[str, str]]:
+    """Labels of parameters and floating-point persistent buffers, and the tied names."""
+    persistent = set(model.state_dict().keys())
+    named: list[tuple[str, Tensor, bool]] = [(n, p, False) for n, p in model.named_parameters(remove_duplicate=False)]
+    named += [(n, b, True) for n, b in model.named_buffers(remove_duplicate=False)
+              if n in persistent and b.is_floating_point()]
+    first: dict[int, str] = {}
+    sources: list[tuple[Tensor, Label]] = []
+    aliases: dict[str, str] = {}
+    for name, tensor, buffer in named:
+        canonical = first.setdefault(id(tensor), name)
+        if canonical != name:
+            aliases[name] = canonical
+        else:
+            sources.append((tensor, source_label(ties, name, tensor, buffer)))
+    return sources, aliases
+
+
+def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, Label]], training: bool) -> Trace:
+    scope = ModuleScope(model)
+    given = [(tensor, Label()) for tensor in tensors_of(inputs)]
+    trace = Trace(ties, scope, [*sources, *given])
+    with untouched(model, training), torch.no_grad(), plain_operators(model), scope:
+        try:
+            with trace:
+                output = call(model, inputs)
+        except Exception as error:
+            shapes = [tuple(t.shape) for t in tensors_of(inputs)]
+            raise DataError(f"the model {type(model).__name__} cannot take these inputs: {error}",
+                            given=f"tensors of shapes {shapes}", expected="what model(...) takes",
+                            do="pass a tensor, a tuple of positional or a mapping of keyword arguments") from error
+    for tensor in tensors_of(output):
+        for plane in trace.planes(tensor):
+            ties.pin(np.unique(plane.atoms.numpy()), "output of the model")
+    return trace
+
+
+def _unreached(model: nn.Module, traces: list[Trace]) -> list[str]:
+    used = set().union(*(trace.used for trace in traces))
+    return [name for name, p in model.named_parameters() if id(p) not in used and p.dim() > 0]
+
+
+def _unknown(traces: list[Trace]) -> list[str]:
+    found: dict[tuple[str, str], int] = {}
+    for trace in traces:
+        found.update(trace.unknown)
+    for operator, place in found:
+        warnings.warn(f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone",
+                      PyalignWarning, stacklevel=3)
+    return [f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone"
+            for operator, place in found]

@@ -1,0 +1,80 @@
+"""What is known of a tensor while a model is traced: which of its entries belong to which unit.
+
+Every position on an axis of a parameter is an *atom*, a number. A *plane* says, for each element of a tensor, which
+atom it belongs to; it is stored with size 1 along the axes it does not vary on. Operators that move data move planes in the
+same way; all others tie atoms to each other, or to the fixed atom 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["FIXED", "Label", "Operand", "Plane", "compact", "place"]
+
+FIXED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """Atoms of a tensor's elements.
+
+    Args:
+        atoms: int64, as many axes as the tensor, size 1 along axes it does not vary on.
+        scaled: Whether the tensor is multiplied by the scale of its atom (False where something has normalised it away).
+    """
+
+    atoms: Tensor
+    scaled: bool = True
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The axes it varies on."""
+        return tuple(d for d, size in enumerate(self.atoms.shape) if size > 1)
+
+    def along(self, dims: set[int]) -> bool:
+        """Whether it varies on any of `dims`."""
+        return any(self.atoms.shape[d] > 1 for d in dims)
+
+
+@dataclass(frozen=True, eq=False)
+class Label:
+    """Planes of one tensor, at most one per axis; `random` for noise that knows no order of units."""
+
+    planes: tuple[Plane, ...] = ()
+    random: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """A tensor seen from the index space of an operator: its planes and along which axes it is free.
+
+    Args:
+        planes: Planes in the axes of the index space.
+        fixed: Axes along which the values differ in a way no plane explains.
+        zero: Whether all values are zero.
+    """
+
+    planes: tuple[Plane, ...]
+    fixed: frozenset[int] = frozenset()
+    zero: bool = False
+
+
+def compact(atoms: Tensor) -> Tensor:
+    """The same atoms with size 1 along every axis they do not vary on."""
+    for d in range(atoms.dim()):
+        if atoms.shape[d] > 1 and (atoms.stride(d) == 0 or bool((atoms == atoms.narrow(d, 0, 1)).all())):
+            atoms = atoms.narrow(d, 0, 1)
+    return atoms
+
+
+def place(plane: Plane, dims: Sequence[int], rank: int) -> Plane:
+    """A plane with its axis d moved to axis `dims[d]` of `rank` axes."""
+    order = sorted(range(len(dims)), key=lambda d: dims[d])
+    shape = [1] * rank
+    for d in order:
+        shape[dims[d]] = plane.atoms.shape[d]
+    return Plane(plane.atoms.permute(order).reshape(shape), plane.scaled)

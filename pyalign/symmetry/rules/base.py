@@ -1,0 +1,184 @@
+"""What the rules share: operators as elementwise maps in an index space, sums over some of its axes, pins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.labels import Operand, Plane
+from pyalign.symmetry.ties import Ties, as_array
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.tracer import Call, Trace
+
+__all__ = ["Rule", "combine", "pin", "reduce_symmetric", "restrict"]
+
+Rule = Callable[["Trace", "Call"], "list[tuple[Plane, ...]] | None"]
+Planes = tuple[Plane, ...]
+
+
+def combine(trace: Trace, operands: Sequence[Operand], mode: str, reason: str,
+            summed: frozenset[int] = frozenset()) -> Planes:
+    """An elementwise map of several operands: planes that meet are tied.
+
+    Args:
+        trace: The trace.
+        operands: The operands, in one index space.
+        mode: What happens to scales: "add", "mul", "norm" (the last two operands, weight and bias, give theirs; the others lose
+            it), "pin" (all are lost).
+        reason: Why units are told apart where an operand without units meets one that has them.
+        summed: Axes that the product is summed over afterwards ("mul" of two operands): scales cancel there.
+
+    Returns:
+        The planes of the result.
+    """
+    for i, operand in enumerate(operands):
+        others = {d for j, other in enumerate(operands) if j != i for d in other.fixed}
+        for plane in operand.planes:
+            if plane.along(others):
+                trace.ties.distinguish(plane, others, reason)
+    ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
+    for n, (i, p) in enumerate(ranked):
+        for j, q in ranked[n + 1 :]:
+            if i != j and set(p.dims) & set(q.dims):
+                trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
+    if summed:
+        operands = _scales_contracted(trace.ties, operands, summed)
+    kept = _SCALES[mode](trace.ties, operands, reason)
+    return _widest(kept)
+
+
+def _scales_added(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
+    terms = [operand for operand in operands if not operand.zero]
+    result = []
+    for i, operand in enumerate(terms):
+        for plane in operand.planes:
+            partners = [_partner(plane, other) for j, other in enumerate(terms) if j != i]
+            if plane.scaled and any(q is None or not q.scaled for q in partners):
+                plane = ties.limit_scale(plane, Kind.PERMUTATION, "added to something with another scale")
+            elif plane.scaled:
+                for q in partners:
+                    if q is not None:
+                        ties.tie_scale(as_array(plane.atoms), as_array(q.atoms), 1)
+            result.append(plane)
+    if any(not plane.scaled for plane in result):
+        for plane in result:
+            if any(not p.scaled and set(p.dims) & set(plane.dims) for p in result):
+                ties.limit_scale(plane, Kind.PERMUTATION, "added to something with another scale")
+    return result
+
+
+def _scales_multiplied(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
+    result: list[Plane] = []
+    for operand in operands:
+        for plane in operand.planes:
+            rival = next((p for p in result if p.scaled and set(p.dims) & set(plane.dims)), None)
+            if plane.scaled and rival is not None:
+                plane = ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with another unit's value")
+            result.append(plane)
+    for n, plane in enumerate(result):
+        wider = [p for p in result if set(p.dims) > set(plane.dims) and not p.scaled]
+        if plane.scaled and wider:
+            result[n] = ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with a value of finer units")
+    return result
+
+
+def _scales_contracted(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> list[Operand]:
+    """Scales that meet on a summed axis cancel; what remains is an ordinary product."""
+    x, y = operands
+    met: list[Plane] = []
+    for p in x.planes:
+        q = next((q for q in y.planes if set(q.dims) & set(p.dims) & summed), None)
+        if q is None:
+            continue
+        met += [p, q]
+        if p.scaled and q.scaled:
+            ties.tie_scale(as_array(p.atoms), as_array(q.atoms), -1)
+        else:
+            ties.limit_scale(p, Kind.PERMUTATION, "read together with values of fixed scale")
+            ties.limit_scale(q, Kind.PERMUTATION, "reads values of fixed scale")
+    return [
+        Operand(tuple(Plane(p.atoms, p.scaled and p not in met) for p in operand.planes), operand.fixed)
+        for operand in operands
+    ]
+
+
+def _scales_normalised(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
+    x, statistics, affine = operands[0], operands[1:-2], operands[-2:]
+    for operand in (x, *statistics):
+        for plane in operand.planes:
+            ties.limit_scale(plane, Kind.PERMUTATION, "normalised")
+    weight, bias = affine
+    for p in weight.planes:
+        q = _partner(p, bias)
+        if q is not None:
+            ties.tie_scale(as_array(p.atoms), as_array(q.atoms), 1)
+    return [*weight.planes, *bias.planes, *(Plane(p.atoms, scaled=False) for p in x.planes)]
+
+
+def _scales_lost(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
+    return [ties.limit_scale(p, Kind.PERMUTATION, reason) for operand in operands for p in operand.planes]
+
+
+_SCALES = {"add": _scales_added, "mul": _scales_multiplied, "norm": _scales_normalised, "pin": _scales_lost}
+
+
+def _partner(plane: Plane, other: Operand) -> Plane | None:
+    return next((q for q in other.planes if set(q.dims) & set(plane.dims)), None)
+
+
+def _widest(planes: Sequence[Plane]) -> Planes:
+    """One plane for each set of axes: the one that varies on most; of equals, the scaled one."""
+    result: list[Plane] = []
+    for plane in sorted(planes, key=lambda p: (-len(p.dims), not p.scaled)):
+        if plane.dims and not any(set(plane.dims) & set(other.dims) for other in result):
+            result.append(plane)
+    return tuple(result)
+
+
+def reduce_symmetric(trace: Trace, planes: Planes, dims: set[int], keepdim: bool, linear: bool, reason: str,
+                     scales: bool = True) -> Planes:
+    """Planes after a reduction over `dims` that treats all entries alike.
+
+    Args:
+        trace: The trace.
+        planes: Planes of what is reduced.
+        dims: Axes reduced.
+        keepdim: Whether they stay with size 1.
+        linear: Whether scales along the axes that remain pass through.
+        reason: Why units within a reduced axis are told apart when only part of a plane is reduced.
+        scales: Whether scales along reduced axes are lost (not so in a contraction, where they cancel).
+    """
+    result = []
+    for plane in planes:
+        atoms = plane.atoms
+        if plane.along(dims):
+            if set(plane.dims) <= dims:
+                if scales:
+                    trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
+                continue
+            trace.ties.collapse(plane, dims, reason)
+            if scales:
+                plane = trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
+            for d in dims:
+                atoms = atoms.narrow(d, 0, 1)
+        if not linear:
+            plane = trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
+        if not keepdim:
+            atoms = atoms.reshape([size for d, size in enumerate(atoms.shape) if d not in dims])
+        result.append(Plane(atoms, plane.scaled))
+    return tuple(result)
+
+
+def restrict(trace: Trace, planes: Planes, kind: Kind, reason: str) -> Planes:
+    """The planes after a pointwise map that commutes with the scales of `kind` only."""
+    return tuple(trace.ties.limit_scale(plane, kind, reason) for plane in planes)
+
+
+def pin(trace: Trace, planes: Planes, reason: str) -> None:
+    """Nothing in these planes may move."""
+    for plane in planes:
+        trace.ties.pin(np.unique(as_array(plane.atoms)), reason)

@@ -1,0 +1,186 @@
+"""Operators that move data without changing it: planes move in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.labels import FIXED, Plane, compact
+from pyalign.symmetry.rules.base import Planes, Rule, combine, pin
+from pyalign.symmetry.ties import Ties
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.tracer import Call, Trace
+
+__all__ = ["RULES", "settle"]
+
+
+def same(trace: Trace, call: Call) -> list[Planes]:
+    """A copy, an alias, another dtype: the planes of the input."""
+    return [trace.planes(call.args[0])]
+
+
+def moved(trace: Trace, call: Call) -> list[Planes] | None:
+    """Views, reorderings, repeats: the operator itself is run on the planes."""
+    source = call.args[0]
+    if any(trace.planes(t) for t in tensors_of([call.args[1:], call.kwargs])):
+        return None
+    results: list[list[Plane]] = [[] for _ in tensors_of(call.out)]
+    for plane in trace.planes(source):
+        out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
+        for found, atoms in zip(results, tensors_of(out), strict=True):
+            found.append(Plane(atoms, plane.scaled))
+    return [settle(trace, planes) for planes in results]
+
+
+def settle(trace: Trace, planes: Sequence[Plane]) -> Planes:
+    """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned."""
+    kept: list[Plane] = []
+    sizes = [(int(torch.unique(p.atoms).numel()), p) for p in (Plane(compact(p.atoms), p.scaled) for p in planes)]
+    for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
+        if not plane.dims:
+            pin(trace, (plane,), "a single unit is picked out")
+        elif any(set(plane.dims) & set(other.dims) for other in kept):
+            pin(trace, (plane,), "its axis was merged with that of finer units")
+        else:
+            kept.append(plane)
+    return tuple(kept)
+
+
+def viewed(trace: Trace, call: Call) -> list[Planes] | None:
+    """`view` for planes that have no strides for it."""
+    source, shape = call.args[0], call.out.shape
+    if not isinstance(call.args[1], (list, tuple, torch.Size)):
+        return same(trace, call) if call.out.shape == source.shape else None
+    return [settle(trace, [Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled) for p in trace.planes(source)])]
+
+
+def indexed(trace: Trace, call: Call) -> list[Planes] | None:
+    """Indexing by tensors: constants move planes, values of the computation only pick along axes without units."""
+    source = call.args[0]
+    indices = [t for t in tensors_of([call.args[1:], call.kwargs]) if trace.label(t) is not None]
+    if any(trace.planes(t) for t in indices):
+        return None
+    if indices:
+        axes = _indexed_axes(call)
+        for plane in trace.planes(source):
+            if plane.along(axes):
+                trace.ties.collapse(plane, axes, "picked by index")
+    return moved(trace, call)
+
+
+def _indexed_axes(call: Call) -> set[int]:
+    if call.name == "index":
+        axes, axis = set(), 0
+        for index in call.args[1]:
+            width = index.dim() if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) else 1
+            axes |= set(range(axis, axis + width)) if index is not None else set()
+            axis += width
+        return axes
+    return {call.args[1] % call.args[0].dim()}
+
+
+def concatenated(trace: Trace, call: Call) -> list[Planes]:
+    """cat: a direct sum along the axis; along all others the parts are tied."""
+    parts = [t for t in call.args[0] if t.dim() == call.out.dim()]
+    axis = call.get(1, "dim", 0) % call.out.dim()
+    rank = call.out.dim()
+    along = [[p for p in trace.planes(t) if p.along({axis})] for t in parts]
+    operands = []
+    for t in parts:
+        o = trace.operand(t, range(rank), rank)
+        rest = tuple(p for p in o.planes if not p.along({axis}))
+        operands.append(type(o)(rest, o.fixed - {axis}, o.zero))
+    planes = list(combine(trace, operands, "add", f"joined with values that belong to no unit, in {call.place}"))
+    if any(along):
+        planes.append(_joined(trace.ties, parts, along, axis))
+    return [settle(trace, planes)]
+
+
+def _joined(ties: Ties, parts: Sequence[Tensor], along: Sequence[Sequence[Plane]], axis: int) -> Plane:
+    pieces = []
+    for t, planes in zip(parts, along, strict=True):
+        shape = [1] * t.dim()
+        shape[axis] = t.shape[axis]
+        atoms = planes[0].atoms if planes else torch.full(shape, FIXED)
+        pieces.append(atoms.expand([t.shape[axis] if d == axis else size for d, size in enumerate(atoms.shape)]))
+    widest = [max(piece.shape[d] for piece in pieces) for d in range(parts[0].dim())]
+    full = [piece.expand([piece.shape[d] if d == axis else widest[d] for d in range(piece.dim())]) for piece in pieces]
+    scaled = all(planes[0].scaled for planes in along if planes)
+    if not scaled:
+        from pyalign.symmetry.kinds import Kind
+
+        for planes in along:
+            for plane in planes:
+                ties.limit_scale(plane, Kind.PERMUTATION, "joined with values of fixed scale")
+    return Plane(torch.cat(full, axis), scaled)
+
+
+def stacked(trace: Trace, call: Call) -> list[Planes]:
+    """stack: cat along a new axis."""
+    rank = call.out.dim()
+    axis = call.get(1, "dim", 0) % rank
+    dims = [d for d in range(rank) if d != axis]
+    operands = [trace.operand(t, dims, rank) for t in call.args[0]]
+    return [combine(trace, operands, "add", f"stacked with values that belong to no unit, in {call.place}")]
+
+
+def padded(trace: Trace, call: Call) -> list[Planes]:
+    """constant_pad_nd: new entries belong to no unit; along other axes than the units' nothing changes."""
+    source, pad = call.args[0], call.args[1]
+    value = call.get(2, "value", 0)
+    planes = []
+    for plane in trace.planes(source):
+        atoms, scaled = plane.atoms, plane.scaled
+        if value != 0:
+            from pyalign.symmetry.kinds import Kind
+
+            scaled = trace.ties.limit_scale(plane, Kind.PERMUTATION, "padded with a number other than zero").scaled
+        for k in range(len(pad) // 2):
+            axis = source.dim() - 1 - k
+            if atoms.shape[axis] > 1:
+                widths = [0] * (2 * k) + list(pad[2 * k : 2 * k + 2])
+                atoms = torch.nn.functional.pad(atoms, widths, value=FIXED)
+        planes.append(Plane(atoms, scaled))
+    return [settle(trace, planes)]
+
+
+def copied(trace: Trace, call: Call) -> list[Planes]:
+    """copy_: the target becomes the source."""
+    target, source = call.args[0], call.args[1]
+    rank = target.dim()
+    return [trace.broadcast(source, rank).planes]
+
+
+def cleared(trace: Trace, call: Call) -> list[Planes]:
+    """fill_ and zero_: a constant."""
+    return [()]
+
+
+_MOVED = (
+    "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select", "narrow", "split", "split_with_sizes",
+    "unbind", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "diagonal", "unfold", "flip", "roll", "repeat", "tile",
+    "movedim", "swapaxes", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "rot90",
+    "repeat_interleave", "squeeze_copy", "expand_copy", "permute_copy", "slice_copy", "unfold_copy",
+)  # fmt: skip
+_SAME = ("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift", "lift_fresh_copy", "dropout", "native_dropout",
+         "to", "positive", "view_as", "_assert_async", "requires_grad", "rename", "resolve_conj", "resolve_neg", "feature_dropout",
+         "_fused_dropout")  # fmt: skip
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_MOVED, moved),
+    **dict.fromkeys(_SAME, same),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy"), viewed),
+    **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), indexed),
+    **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
+    "stack": stacked,
+    "constant_pad_nd": padded,
+    "copy": copied,
+    **dict.fromkeys(("fill", "zero", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_empty",
+                     "new_full", "new_empty_strided"), cleared),
+}

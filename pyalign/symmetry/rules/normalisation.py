@@ -1,0 +1,76 @@
+"""Normalisation: statistics over some axes, then a weight and a bias."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from pyalign.symmetry.labels import Operand
+from pyalign.symmetry.rules.base import Planes, Rule, combine
+from pyalign.symmetry.ties import as_array
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.tracer import Call, Trace
+
+__all__ = ["RULES", "SIGHTS"]
+
+
+def batch_norm(trace: Trace, call: Call) -> list[Planes]:
+    """BatchNorm (and InstanceNorm, which is BatchNorm of a view): each channel, axis 1, by itself."""
+    x, weight, bias, mean, variance = call.args[:5]
+    if "no_stats" in call.func._schema.overload_name or isinstance(mean, bool):
+        mean = variance = None
+    if not isinstance(mean, Tensor):
+        mean = variance = None
+    rank = x.dim()
+    for plane in trace.planes(x):
+        others = set(range(rank)) - {1}
+        if plane.along(others) and plane.along({1}):
+            trace.ties.collapse(plane, others, "normalised over it")
+    channel = [trace.operand(t, [1], rank) for t in (mean, variance) if t is not None]
+    return [_affine(trace, call, trace.operand(x, range(rank), rank), channel, weight, bias, [1])]
+
+
+def layer_norm(trace: Trace, call: Call) -> list[Planes]:
+    """LayerNorm and RMSNorm over the last axes."""
+    x, shape, weight = call.args[:3]
+    bias = call.args[3] if "layer" in call.name else None
+    rank = x.dim()
+    dims = set(range(rank - len(shape), rank))
+    for plane in trace.planes(x):
+        if plane.along(dims) and not set(plane.dims) <= dims:
+            trace.ties.collapse(plane, dims, "normalised over it")
+    return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, sorted(dims))]
+
+
+def group_norm(trace: Trace, call: Call) -> list[Planes]:
+    """GroupNorm: channels stay in their block, blocks move as wholes."""
+    x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[6]
+    rank, width = x.dim(), x.shape[1] // call.args[6]
+    for plane in trace.planes(x):
+        others = set(range(rank)) - {1}
+        if plane.along(others) and plane.along({1}):
+            trace.ties.collapse(plane, others, "normalised over it")
+        elif plane.along({1}) and groups > 1 and width > 1:
+            blocks = trace.ties.new_atoms(groups)
+            trace.ties.mark(blocks, blocks * 0)
+            trace.ties.block(as_array(plane.atoms).reshape(-1), np.repeat(blocks, width))
+    return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, [1])]
+
+
+def _affine(trace: Trace, call: Call, x: Operand, statistics: list[Operand], weight: Tensor | None, bias: Tensor | None,
+            dims: list[int]) -> Planes:
+    rank = call.args[0].dim()
+    affine = [Operand(()) if t is None else trace.operand(t, dims, rank) for t in (weight, bias)]
+    return combine(trace, [x, *statistics, *affine], "norm", f"{call.name} of values that belong to no unit")
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+                     "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "rms_norm"), layer_norm),
+    "native_group_norm": group_norm,
+}
+SIGHTS = dict.fromkeys(RULES, 2)

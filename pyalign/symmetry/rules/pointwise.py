@@ -1,0 +1,134 @@
+"""Pointwise operators: each entry is computed from the entries at the same place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.rules.base import Planes, Rule, combine, restrict
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.tracer import Call, Trace
+
+__all__ = ["RULES", "SIGHTS"]
+
+_COMMUTES = {
+    Kind.SCALED: ("neg", "positive"),
+    Kind.POSITIVE: ("relu", "leaky_relu", "abs", "rrelu", "rrelu_with_noise"),
+    Kind.SIGNED: ("tanh", "sin", "asin", "sinh", "asinh", "atan", "tan", "erf", "erfinv", "sign", "sgn", "softshrink",
+                  "hardshrink", "atanh", "trunc", "round"),
+}
+"""Activations by the largest class they commute with; every other pointwise operator commutes with permutations only."""
+
+_GATES = ("sigmoid", "hardsigmoid", "log_sigmoid_forward", "exp")
+_ACTIVATIONS = ("relu", "leaky_relu", "rrelu", "rrelu_with_noise", "tanh", "gelu", "silu", "elu", "selu", "celu", "mish", "hardswish",
+                "hardtanh", "softplus", "softshrink", "hardshrink", "_prelu_kernel", "prelu", "threshold", "sin", "erf",
+                "relu6", "clamp", "clamp_min", "abs")
+
+
+def unary(trace: Trace, call: Call) -> list[Planes]:
+    """An activation: the class of its family."""
+    kind = next((k for k, names in _COMMUTES.items() if call.name in names), Kind.PERMUTATION)
+    return [restrict(trace, trace.planes(call.args[0]), kind, f"{call.name} commutes with {kind}s only")]
+
+
+def clip(trace: Trace, call: Call) -> list[Planes] | None:
+    """clamp and hardtanh: positive scales pass [0, inf), signs pass symmetric bounds."""
+    if any(isinstance(a, Tensor) for a in (*call.args[1:], *call.kwargs.values())):
+        return pointwise(trace, call)
+    low, high = call.get(1, "min", call.kwargs.get("min_val")), call.get(2, "max", call.kwargs.get("max_val"))
+    if call.name == "hardtanh":
+        low, high = (-1 if low is None else low), (1 if high is None else high)
+    if call.name == "clamp_max":
+        low, high = None, low
+    kind = Kind.PERMUTATION
+    if (low == 0 and high is None) or (high == 0 and low is None):
+        kind = Kind.POSITIVE
+    elif low is not None and high is not None and low == -high:
+        kind = Kind.SIGNED
+    return [restrict(trace, trace.planes(call.args[0]), kind, f"{call.name} commutes with {kind}s only")]
+
+
+def pointwise(trace: Trace, call: Call) -> list[Planes] | None:
+    """Any other pointwise operator: planes that meet are tied, scales are lost."""
+    return _binary(trace, call, "pin")
+
+
+def add(trace: Trace, call: Call) -> list[Planes] | None:
+    """Sums: scales must agree."""
+    return _binary(trace, call, "add")
+
+
+def mul(trace: Trace, call: Call) -> list[Planes] | None:
+    """Products: one factor may carry a scale."""
+    return _binary(trace, call, "mul")
+
+
+def div(trace: Trace, call: Call) -> list[Planes]:
+    """Quotients: the divisor keeps no scale."""
+    rank = call.out.dim()
+    x, y = (trace.broadcast(a, rank) for a in call.args[:2])
+    restrict(trace, y.planes, Kind.PERMUTATION, "divided by")
+    y = type(y)(tuple(type(p)(p.atoms, False) for p in y.planes), y.fixed)
+    return [combine(trace, [x, y], "mul", _reason(call))]
+
+
+def masked_fill(trace: Trace, call: Call) -> list[Planes]:
+    """Entries replaced by a number: scales survive only zero."""
+    rank = call.out.dim()
+    value = call.args[2]
+    zero = not bool(value.any()) if isinstance(value, Tensor) else value == 0
+    operands = [trace.broadcast(a, rank) for a in call.args[:2]]
+    return [combine(trace, operands, "mul" if zero else "pin", _reason(call))]
+
+
+def prelu(trace: Trace, call: Call) -> list[Planes]:
+    """PReLU: a slope for each channel (axis 1), homogeneous for positive scales."""
+    x, slope = call.args[:2]
+    rank = x.dim()
+    if call.name == "_prelu_kernel":
+        operands = [trace.broadcast(x, rank), trace.broadcast(slope, rank)]
+    else:
+        operands = [trace.broadcast(x, rank), trace.operand(slope, [1 if rank > 1 else 0] * slope.dim(), rank)]
+    restrict(trace, operands[1].planes, Kind.PERMUTATION, "a slope has no scale")
+    flat = type(operands[1])(tuple(type(p)(p.atoms, False) for p in operands[1].planes), operands[1].fixed)
+    planes = combine(trace, [operands[0], flat], "mul", _reason(call))
+    return [restrict(trace, planes, Kind.POSITIVE, "prelu commutes with positive-scaled permutations only")]
+
+
+def _binary(trace: Trace, call: Call, mode: str) -> list[Planes] | None:
+    if not isinstance(call.out, Tensor):
+        return None
+    rank = call.out.dim()
+    arguments: list[Any] = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, (Tensor, int, float)) and
+                            not isinstance(a, bool)]
+    if mode != "pin":
+        arguments = list(call.args[:2])
+    elif len(tensors_of(arguments)) == 1:
+        return [restrict(trace, trace.planes(tensors_of(arguments)[0]), Kind.PERMUTATION,
+                         f"{call.name} commutes with permutations only")]
+    return [combine(trace, [trace.broadcast(a, rank) for a in arguments], mode, _reason(call))]
+
+
+def _reason(call: Call) -> str:
+    place = call.place or "the model"
+    return f"{call.name} with values that belong to no unit, in {place}"
+
+
+RULES: dict[str, Rule] = {
+    "pointwise": pointwise,
+    **{name: unary for names in _COMMUTES.values() for name in names},
+    **{name: clip for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
+    **{name: add for name in ("add", "sub", "rsub", "_add_relu")},
+    **{name: mul for name in ("mul", "multiply", "_conj")},
+    **{name: div for name in ("div", "true_divide", "divide")},
+    "masked_fill": masked_fill,
+    "prelu": prelu,
+    "_prelu_kernel": prelu,
+    "where": pointwise,
+}
+
+SIGHTS = {**dict.fromkeys(_ACTIVATIONS, 0), **dict.fromkeys(_GATES, 1), "add": 2, "mul": 4}

@@ -1,0 +1,86 @@
+"""Reductions: sums, means, norms, softmax treat all entries alike; sorting and running sums do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.rules.base import Planes, Rule, pin, reduce_symmetric, restrict
+
+if TYPE_CHECKING:
+    from pyalign.symmetry.tracer import Call, Trace
+
+__all__ = ["RULES"]
+
+_LINEAR = frozenset({"sum", "mean", "nansum"})
+_EXTREME = frozenset({"amax", "amin", "max", "min", "aminmax"})
+
+
+def reduced(trace: Trace, call: Call) -> list[Planes]:
+    """sum, mean, var, norm, max, ...: units along reduced axes are counted alike and vanish."""
+    source, dims, keepdim = _arguments(call)
+    planes = trace.planes(source)
+    reason = f"reduced by {call.name}"
+    if call.name in _EXTREME:
+        planes = restrict(trace, planes, Kind.POSITIVE, reason)
+    result = reduce_symmetric(trace, planes, dims, keepdim, call.name in _LINEAR | _EXTREME, reason)
+    if call.name in ("max", "min") and isinstance(call.out, tuple):
+        _indices_leak(trace, planes, dims, call)
+        return [result, tuple(p for p in result)]
+    return [result] * len(tensors_of(call.out))
+
+
+def positions(trace: Trace, call: Call) -> list[Planes]:
+    """argmax and the like: along the axis units become numbers, so they stay."""
+    source, dims, keepdim = _arguments(call)
+    _indices_leak(trace, trace.planes(source), dims, call)
+    return [reduce_symmetric(trace, trace.planes(source), dims, keepdim, False, f"reduced by {call.name}")]
+
+
+def ordered(trace: Trace, call: Call) -> list[Planes]:
+    """sort, topk, cumsum, ...: along the axis the order of entries matters, so units stay."""
+    position = {"topk": 2}.get(call.name, 1)
+    dim = call.get(position, "dim", -1)
+    dims = {(dim if isinstance(dim, int) else -1) % max(call.args[0].dim(), 1)}
+    for plane in trace.planes(call.args[0]):
+        if plane.along(dims):
+            trace.ties.collapse(plane, dims, f"{call.name} depends on the order of entries")
+    planes = tuple(p for p in restrict(trace, trace.planes(call.args[0]), Kind.PERMUTATION, call.name) if not p.along(dims))
+    return [planes] * len(tensors_of(call.out))
+
+
+def softmax(trace: Trace, call: Call) -> list[Planes]:
+    """softmax: symmetric along its axis, which stays."""
+    planes = trace.planes(call.args[0])
+    dims = {call.args[1] % call.args[0].dim()}
+    for plane in planes:
+        if plane.along(dims) and not set(plane.dims) <= dims:
+            trace.ties.collapse(plane, dims, f"{call.name} within a unit")
+    return [restrict(trace, planes, Kind.PERMUTATION, f"{call.name} commutes with permutations only")]
+
+
+def _indices_leak(trace: Trace, planes: Planes, dims: set[int], call: Call) -> None:
+    pin(trace, tuple(p for p in planes if p.along(dims)), f"{call.name} turns units into numbers")
+
+
+def _arguments(call: Call) -> tuple[Tensor, set[int], bool]:
+    """Source, reduced axes and keepdim, read off the schema of the operator."""
+    named: dict[str, Any] = {a.name: a.default_value for a in call.func._schema.arguments}
+    named.update(zip([a.name for a in call.func._schema.arguments], call.args, strict=False))
+    named.update(call.kwargs)
+    source = call.args[0]
+    dim = named.get("dim", named.get("dims"))
+    listed = list(range(source.dim())) if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
+    return source, {d % max(source.dim(), 1) for d in listed}, bool(named.get("keepdim", False))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("sum", "mean", "nansum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "aminmax", "prod", "any",
+                     "all", "norm", "linalg_vector_norm", "logsumexp", "count_nonzero", "median", "nanmedian"), reduced),
+    **dict.fromkeys(("argmax", "argmin"), positions),
+    **dict.fromkeys(("sort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "argsort", "kthvalue", "mode"), ordered),
+    **dict.fromkeys(("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax"), softmax),
+}

@@ -1,0 +1,162 @@
+"""From ties to a spec: connected atoms are units, units with equal signatures form a group, blocks make wreaths."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from pyalign.symmetry.labels import FIXED
+from pyalign.symmetry.ties import HashArray, IntArray, Ties, _mix
+
+__all__ = ["Class", "Units", "solve_units"]
+
+
+@dataclass
+class Class:
+    """Interchangeable units: `units` in slot order; `blocks` is the class of the blocks they sit in, or None."""
+
+    units: IntArray
+    outer: Class | None = None
+    blocks: int = 1
+    name: str = ""
+
+
+@dataclass
+class Units:
+    """The solution: unit of every atom, atom signatures, and the classes.
+
+    Args:
+        unit: Unit of each atom, shape (atoms,); the unit of atom 0 is the fixed one.
+        signature: Signature of each atom.
+        classes: Classes of two or more interchangeable units, those of blocks included.
+        members: Atoms of each unit, in increasing order.
+    """
+
+    unit: IntArray
+    signature: HashArray
+    classes: list[Class]
+    members: dict[int, IntArray] = field(default_factory=dict)
+
+    @property
+    def fixed(self) -> int:
+        """The unit that cannot move."""
+        return int(self.unit[FIXED])
+
+
+def components(count: int, edges: list[tuple[IntArray, IntArray]]) -> IntArray:
+    """Connected component of each of `count` nodes."""
+    if not edges:
+        return np.arange(count)
+    rows, columns = (np.concatenate([pair[k] for pair in edges]) for k in (0, 1))
+    graph = coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count, count))
+    labels: IntArray = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def solve_units(ties: Ties) -> Units:
+    """Units and their classes."""
+    blocks = _equal_blocks(ties)
+    unit = components(ties.atoms, ties.edges + blocks)
+    count = int(unit.max()) + 1
+    content = np.zeros(count, np.uint64)
+    np.add.at(content, unit, _mix(ties.signature))
+    order = np.full(count, ties.atoms)
+    np.minimum.at(order, unit, np.arange(ties.atoms))
+    parents = _parents(ties, unit)
+    key = _refined(content, parents, int(unit[FIXED]))
+    classes = _classes(key, parents, order, int(unit[FIXED]))
+    members = np.argsort(unit, kind="stable")
+    starts = np.searchsorted(unit[members], np.arange(count + 1))
+    moving = {int(u) for c in classes for u in c.units}
+    return Units(unit, ties.signature, classes, {u: members[starts[u] : starts[u + 1]] for u in moving})
+
+
+def _equal_blocks(ties: Ties) -> list[tuple[IntArray, IntArray]]:
+    """Edges between blocks that hold exactly the same units: they are one block seen twice."""
+    if not ties.parents:
+        return []
+    unit = components(ties.atoms, ties.edges)
+    content: dict[int, set[int]] = defaultdict(set)
+    for members, blocks in ties.parents:
+        for u, b in zip(unit[members].tolist(), blocks.tolist(), strict=True):
+            content[b].add(u)
+    seen: dict[frozenset[int], int] = {}
+    edges = []
+    by_units: dict[int, list[int]] = defaultdict(list)
+    for block, units in content.items():
+        first = seen.setdefault(frozenset(units), block)
+        edges.append((np.array([first]), np.array([block])))
+        for u in units:
+            by_units[u].append(block)
+    return edges
+
+
+def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
+    """Blocks of each unit, each once."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for members, blocks in ties.parents:
+        for u, b in set(zip(unit[members].tolist(), unit[blocks].tolist(), strict=True)):
+            found[u].add(b)
+    return {u: tuple(sorted(bs)) for u, bs in found.items()}
+
+
+def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], fixed: int) -> HashArray:
+    """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
+    key = content.copy()
+    pinned = {b for b in parents.get(fixed, ())}
+    several = {b for bs in parents.values() if len(bs) > 1 for b in bs}
+    for _ in range(2):
+        inside = np.zeros_like(key)
+        for u, bs in parents.items():
+            if u != fixed:
+                for b in bs:
+                    inside[b] += _mix(key[u : u + 1])[0]
+        above = np.zeros_like(key)
+        for u, bs in parents.items():
+            for b in bs:
+                above[u] += _mix(key[b : b + 1] + np.uint64(7))[0]
+        key = _mix(key + _mix(inside + np.uint64(1)) + above)
+    for b in pinned | several:
+        key[b] = _mix(np.array([b], np.uint64) + np.uint64(1 << 40))[0]
+    for u, bs in parents.items():
+        stuck = [b for b in bs if b in pinned or b in several]
+        if stuck:
+            key[u] = _mix(key[u : u + 1] + _mix(np.array([hash(tuple(stuck)) & (2**63 - 1)], np.uint64)))[0]
+    return key
+
+
+def _classes(key: HashArray, parents: dict[int, tuple[int, ...]], order: IntArray, fixed: int) -> list[Class]:
+    by_key: dict[int, list[int]] = defaultdict(list)
+    for u in np.argsort(order, kind="stable").tolist():
+        if u != fixed:
+            by_key[int(key[u])].append(u)
+    made: dict[int, Class] = {}
+    block_units = {b for bs in parents.values() for b in bs}
+    for units in by_key.values():
+        if units[0] in block_units and len(units) > 1:
+            outer = Class(np.array(units))
+            made.update((u, outer) for u in units)
+    classes = [c for n, c in made.items() if n == c.units[0]]
+    for units in by_key.values():
+        if units[0] in block_units or len(units) < 2:
+            continue
+        holder = parents.get(units[0], ())
+        outer_class = made.get(holder[0]) if len(holder) == 1 else None
+        if outer_class is None:
+            classes.append(Class(np.array(units)))
+            continue
+        rank = {int(b): i for i, b in enumerate(outer_class.units)}
+        arranged = sorted(units, key=lambda u: (rank[parents[u][0]], order[u]))
+        classes.append(Class(np.array(arranged), outer_class, len(outer_class.units)))
+    used = {id(c.outer) for c in classes if c.outer is not None}
+    return [c for c in classes if c.outer is not None or id(c) in used or c.units[0] not in block_units]
+
+
+def role_order(atoms: IntArray, signature: HashArray, places: npt.NDArray[np.int64]) -> IntArray:
+    """Order of a unit's atoms by role, then place."""
+    return np.lexsort((places, signature[atoms]))

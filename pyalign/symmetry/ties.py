@@ -1,0 +1,161 @@
+"""What a trace collects about atoms: which move together, which cannot move, which differ in role, which share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.labels import FIXED, Plane
+
+__all__ = ["ParameterAxis", "Ties"]
+
+IntArray = npt.NDArray[np.int64]
+HashArray = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class ParameterAxis:
+    """The atoms `start .. start + size - 1` are the positions of this axis (a fibre over row blocks when blocks > 1)."""
+
+    tensor: str
+    axis: int
+    blocks: int
+    start: int
+    size: int
+    buffer: bool
+
+
+@dataclass
+class Ties:
+    """Relations between atoms, appended as a model is traced and solved at the end."""
+
+    axes: list[ParameterAxis] = field(default_factory=list)
+    edges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    pins: list[tuple[IntArray, str]] = field(default_factory=list)
+    keeps: list[tuple[IntArray, str, bool]] = field(default_factory=list)
+    parents: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
+    scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
+    signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
+    events: int = 0
+
+    @property
+    def atoms(self) -> int:
+        """How many atoms there are, the fixed one included."""
+        return len(self.signature)
+
+    def new_atoms(self, count: int) -> IntArray:
+        """Numbers of `count` new atoms."""
+        start = self.atoms
+        self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
+        return np.arange(start, start + count)
+
+    def new_axis(self, tensor: str, axis: int, size: int, blocks: int = 1, buffer: bool = False) -> IntArray:
+        """The atoms of a parameter's axis."""
+        for known in self.axes:
+            if (known.tensor, known.axis, known.blocks) == (tensor, axis, blocks):
+                return np.arange(known.start, known.start + known.size)
+        atoms = self.new_atoms(size)
+        self.axes.append(ParameterAxis(tensor, axis, blocks, int(atoms[0]), size, buffer))
+        self.mark(atoms, np.zeros(size, np.int64))
+        return atoms
+
+    def tie(self, x: IntArray, y: IntArray) -> None:
+        """Atoms at equal positions of two arrays belong to one unit."""
+        x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
+        self.edges.append((x.copy(), y.copy()))
+        self.mark(x, _rank(y))
+        self.mark(y, _rank(x))
+
+    def pin(self, atoms: Iterable[int] | IntArray, reason: str) -> None:
+        """These atoms cannot move."""
+        found = np.unique(np.asarray(atoms, np.int64))
+        self.pins.append((found, reason))
+        self.edges.append((found, np.full(len(found), FIXED)))
+
+    def distinguish(self, plane: Plane, dims: set[int], reason: str) -> None:
+        """Entries at different places along `dims` are treated differently: units only move among equals."""
+        if set(plane.dims) <= dims:
+            self.pin(as_array(plane.atoms).reshape(-1), reason)
+            return
+        self.keeps.append((np.unique(as_array(plane.atoms)), reason, False))
+        self._mark_places(plane, dims)
+
+    def collapse(self, plane: Plane, dims: set[int], reason: str) -> None:
+        """Entries along `dims` are mixed in order: those at one place of the other axes become one unit."""
+        atoms = as_array(plane.atoms)
+        varying = [d for d in plane.dims if d in dims]
+        if len(varying) == len(plane.dims):
+            self.pin(atoms.reshape(-1), reason)
+            return
+        first = atoms[tuple(slice(0, 1) if d in varying else slice(None) for d in range(atoms.ndim))]
+        self.edges.append((np.broadcast_to(first, atoms.shape).reshape(-1).copy(), atoms.reshape(-1)))
+        self.keeps.append((np.unique(atoms), reason, True))
+        self._mark_places(plane, dims)
+
+    def _mark_places(self, plane: Plane, dims: set[int]) -> None:
+        atoms = as_array(plane.atoms)
+        role = np.zeros((1,) * atoms.ndim, np.int64)
+        for d in plane.dims:
+            if d in dims:
+                shape = [1] * atoms.ndim
+                shape[d] = atoms.shape[d]
+                role = role * atoms.shape[d] + np.arange(atoms.shape[d]).reshape(shape)
+        self.mark(atoms.reshape(-1), np.broadcast_to(role, atoms.shape).reshape(-1))
+
+    def see(self, plane: Plane) -> None:
+        """A plane appeared in the computation: what is in it has something in common."""
+        atoms = as_array(plane.atoms).reshape(-1)
+        self.mark(atoms, np.zeros(len(atoms), np.int64))
+
+    def mark(self, atoms: IntArray, role: IntArray) -> None:
+        """Record one event in the signature of atoms; units with equal signatures are interchangeable."""
+        self.events += 1
+        hashes = _mix(role.astype(np.uint64) * np.uint64(2_654_435_761) + np.uint64(self.events << 20))
+        np.add.at(self.signature, atoms, hashes)
+
+    def block(self, members: IntArray, blocks: IntArray) -> None:
+        """Atoms sit in blocks (given by their atoms) that only move as a whole."""
+        self.parents.append((members.reshape(-1), np.broadcast_to(blocks, members.shape).reshape(-1)))
+
+    def tie_scale(self, x: IntArray, y: IntArray, power: int) -> None:
+        """The scale of x is that of y to the power +1 or -1."""
+        x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
+        self.scale_edges.append((x.copy(), y.copy(), power))
+
+    def limit_scale(self, plane: Plane, kind: Kind, reason: str) -> Plane:
+        """Units of the plane may only have the signs and scales of `kind` from here on."""
+        if not plane.scaled or kind is Kind.SCALED:
+            return plane
+        self.scale_limits.append((np.unique(as_array(plane.atoms)), kind, reason))
+        return plane if kind.signs or kind.scales else Plane(plane.atoms, scaled=False)
+
+
+def as_array(atoms: Tensor) -> IntArray:
+    """A plane's atoms as an array."""
+    return atoms.numpy()
+
+
+def _rank(values: IntArray) -> IntArray:
+    """For each entry, how many equal entries come before it."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(values) else order
+    counts = np.diff(np.append(starts, len(values)))
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    return rank
+
+
+def _mix(x: HashArray) -> HashArray:
+    """splitmix64: spreads a counter over 64 bits."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

@@ -1,0 +1,219 @@
+"""One forward pass of a real model, operator by operator: labels flow, ties are collected."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.labels import Label, Operand, Plane, place
+from pyalign.symmetry.locate import ModuleScope
+from pyalign.symmetry.rules import RULES, SIGHTS, fallback, is_random
+from pyalign.symmetry.rules.base import Rule
+from pyalign.symmetry.ties import Ties
+
+__all__ = ["Call", "Sight", "Trace"]
+
+logger = logging.getLogger("pyalign")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator: its base name, arguments, result and place."""
+
+    name: str
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    place: str
+
+    def get(self, position: int, keyword: str, default: Any = None) -> Any:
+        """An argument by position or keyword."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(keyword, default)
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A value whose plane varies on one axis: a possible observation site."""
+
+    key: tuple[str, int, str, int]
+    axis: int
+    plane: Plane
+    rank: int
+
+
+class Trace(TorchDispatchMode):
+    """Labels every tensor of a forward pass with the units its elements belong to.
+
+    Args:
+        ties: Where the relations between atoms are collected.
+        scope: Tells which module is running.
+        sources: Parameters and buffers: tensor -> (label). Other tensors are constants until told otherwise.
+    """
+
+    strict = False
+    """Raise errors of rules instead of leaving alone what they touch (for the tests)."""
+
+    def __init__(self, ties: Ties, scope: ModuleScope, sources: Sequence[tuple[Tensor, Label]]) -> None:
+        super().__init__()
+        self.ties, self.scope = ties, scope
+        self.labels = WeakTensorKeyDictionary()
+        self.storages: dict[tuple[Any, ...], Label] = {}
+        self.sights: list[Sight] = []
+        self.unknown: Counter[tuple[str, str]] = Counter()
+        self.used: set[int] = set()
+        self._counts: Counter[tuple[str, int, str]] = Counter()
+        self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
+        for tensor, label in sources:
+            self.labels[tensor] = label
+            self.storages[_geometry(tensor)] = label
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operator, then label what came out."""
+        kwargs = kwargs or {}
+        name = func._schema.name.split("::")[1]
+        in_place = func._schema.is_mutable and name.endswith("_") and not name.startswith("_")
+        seen = args
+        if in_place and isinstance(args[0], Tensor) and self.label(args[0]) is None:
+            seen = (args[0].clone(), *args[1:])
+        out = func(*args, **kwargs)
+        base = name[:-1] if in_place else name
+        call = Call(base, func, seen, kwargs, out, self.scope.current[0])
+        inputs = [t for t in tensors_of([args, kwargs]) if self.label(t) is not None]
+        self.used.update(self._sources.get(_geometry(t), 0) for t in inputs)
+        if is_random(base) or (inputs and all(self._is_random(t) for t in inputs) and base != "copy"):
+            self._set(out, [Label(random=True)] * len(tensors_of(out)))
+        elif inputs:
+            self._label(call, in_place)
+        return out
+
+    def label(self, tensor: Tensor) -> Label | None:
+        """The label of a tensor, or None for a constant."""
+        found = self.labels.get(tensor)
+        if found is None and self.storages:
+            found = self.storages.get(_geometry(tensor))
+        return found
+
+    def planes(self, tensor: Tensor) -> tuple[Plane, ...]:
+        """The planes of a tensor, none for a constant."""
+        label = self.label(tensor)
+        return () if label is None else label.planes
+
+    def operand(self, tensor: Any, dims: Sequence[int], rank: int) -> Operand:
+        """A tensor seen from an index space: its axis d is axis `dims[d]` of `rank` axes.
+
+        Args:
+            tensor: A tensor, or a Python number.
+            dims: Axis of the index space for each axis of the tensor.
+            rank: Number of axes of the index space.
+        """
+        if not isinstance(tensor, Tensor):
+            return Operand((), zero=tensor == 0)
+        label = self.label(tensor)
+        planes = () if label is None else label.planes
+        explained = {d for plane in planes for d in plane.dims}
+        fixed = [d for d, size in enumerate(tensor.shape) if size > 1 and d not in explained and tensor.stride(d) != 0]
+        if label is None:
+            fixed = [d for d in fixed if not bool((tensor == tensor.narrow(d, 0, 1)).all())]
+        if label is not None and label.random:
+            fixed = []
+        zero = label is None and not bool(tensor.any())
+        return Operand(tuple(place(plane, dims, rank) for plane in planes), frozenset(dims[d] for d in fixed), zero)
+
+    def broadcast(self, tensor: Any, rank: int) -> Operand:
+        """A tensor aligned at the last axis, as in broadcasting."""
+        offset = rank - tensor.dim() if isinstance(tensor, Tensor) else 0
+        return self.operand(tensor, [] if not isinstance(tensor, Tensor) else range(offset, rank), rank)
+
+    def _is_random(self, tensor: Tensor) -> bool:
+        label = self.label(tensor)
+        return label is not None and label.random
+
+    def _label(self, call: Call, in_place: bool) -> None:
+        rule = RULES.get(call.name)
+        if rule is None and torch.Tag.pointwise in call.func.tags:
+            rule = RULES["pointwise"]
+        results = self._ruled(rule, call)
+        outputs = tensors_of(call.out)
+        results = [*results, *[()] * (len(outputs) - len(results))]
+        for planes in results:
+            for plane in planes:
+                self.ties.see(plane)
+        before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
+        self._set(call.out, [Label(planes) for planes in results])
+        if in_place and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill") and (
+            before is None or not before.planes
+        ):
+            self._update_relatives(outputs[0], results[0])
+        self._sight(call, outputs, results)
+
+    def _ruled(self, rule: Rule | None, call: Call) -> list[tuple[Plane, ...]]:
+        try:
+            results = rule(self, call) if rule is not None else None
+        except Exception:
+            if self.strict:
+                raise
+            logger.warning("the rule for %s failed; what it touches is left alone", call.func, exc_info=True)
+            results = None
+        return fallback(self, call) if results is None else results
+
+    def _set(self, out: Any, labels: Sequence[Label]) -> None:
+        for tensor, label in zip(tensors_of(out), labels, strict=False):
+            self.labels[tensor] = label
+
+    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...]) -> None:
+        """A view was written into: the tensor it is a view of takes over the planes of that region."""
+        base = target._base
+        if base is None or len(planes) > 1:
+            return
+        old = self.planes(base)
+        if len(old) > 1 or base.storage_offset() != 0 or not base.is_contiguous():
+            self.ties.pin([int(a) for p in (*planes, *old) for a in p.atoms.unique()], "written into part of a tensor")
+            return
+        full = torch.zeros(base.shape, dtype=torch.int64)
+        if old:
+            full.copy_(old[0].atoms.expand(base.shape))
+        region = full.as_strided(target.shape, target.stride(), target.storage_offset())
+        region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
+        from pyalign.symmetry.rules.moving import settle
+
+        self.labels[base] = Label(settle(self, [Plane(full, all(p.scaled for p in (*planes, *old)))]))
+
+    def _sight(self, call: Call, outputs: list[Tensor], results: list[tuple[Plane, ...]]) -> None:
+        rank = SIGHTS.get(call.name)
+        if rank is None or not outputs:
+            return
+        name, number = self.scope.current
+        key = (name, number, str(call.func))
+        index = self._counts[key]
+        self._counts[key] += 1
+        axes = [(plane.dims[0], plane) for plane in results[0] if len(plane.dims) == 1]
+        if outputs[0].is_floating_point():
+            self.sights.extend(Sight((*key, index), axis, plane, rank) for axis, plane in axes)
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    if tensor.layout != torch.strided:
+        return (id(tensor),)
+    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def source_label(ties: Ties, name: str, tensor: Tensor, buffer: bool) -> Label:
+    """The label of a parameter or buffer: one plane for each of its axes."""
+    planes = []
+    for axis, size in enumerate(tensor.shape):
+        if size > 1:
+            shape = [1] * tensor.dim()
+            shape[axis] = size
+            planes.append(Plane(torch.from_numpy(ties.new_axis(name, axis, size, buffer=buffer)).reshape(shape)))
+    return Label(tuple(planes))

@@ -1,0 +1,169 @@
+"""Prove a spec numerically: random elements of every group must leave the outputs of the model unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyalign.errors import SymmetryError
+from pyalign.symmetry.calls import map_tensors, state_of, tensors_of
+from pyalign.symmetry.derive import untouched
+from pyalign.symmetry.groups import AxisBinding, Role, Side
+from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.transforms import ScaledPermutation
+
+__all__ = ["Verification", "verify"]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` measured.
+
+    Args:
+        error: Largest difference of the outputs over the largest output, with random elements of all groups at once.
+        tolerance: What rounding can explain: 30 times the effect of changing the weights by float32's precision.
+        groups: How many groups were moved.
+    """
+
+    error: float
+    tolerance: float
+    groups: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance."""
+        return self.error <= self.tolerance
+
+
+def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
+    """Check that random elements of every group leave the outputs of a model unchanged.
+
+    It runs in float64 on weights near the model's own with noise added, so that biases of zero or scales of one cannot
+    hide a wrong binding. The model is not changed.
+
+    Args:
+        spec: The symmetry to prove.
+        model: The model it was derived from, or one of the same architecture.
+        inputs: One batch, as for `derive`.
+        seed: Of the random elements and the noise.
+
+    Returns:
+        The measured error and the tolerance.
+
+    Raises:
+        SymmetryError: The outputs change; names the group and the binding at fault.
+        MismatchError: The spec is for another model.
+    """
+    spec.check_model(model)
+    probe = _Probe(model, inputs, seed)
+    elements = spec.random(seed).transforms
+    error, tolerance = probe.error(spec, elements), probe.tolerance()
+    if error <= tolerance:
+        return Verification(error, tolerance, len(elements))
+    raise SymmetryError("the spec is not a symmetry of this model: " + _blame(spec, probe, elements, tolerance),
+                        given=f"outputs change by {error:.1e} of their size", expected=f"at most {tolerance:.1e}",
+                        do="correct the declared binding, or report the model if the spec was derived")
+
+
+class _Probe:
+    """A model with noisy float64 weights, and how far transformed weights move its outputs."""
+
+    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
+        self.model = model
+        self.generator = torch.Generator().manual_seed(seed)
+        self.inputs = map_tensors(inputs, self._input)
+        self.state = {name: self._noisy(name, tensor) for name, tensor in self._first_names(model).items()}
+        self.base = self.outputs(self.state)
+        self.scale = max((float(t.abs().max()) for t in self.base if t.numel()), default=0.0) or 1.0
+
+    def error(self, spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> float:
+        """Largest relative change of the outputs."""
+        return self.difference(self.outputs(spec.apply(elements, self.state)))
+
+    def tolerance(self) -> float:
+        """30 times the effect of rounding the weights to float32, and never below float64's own."""
+        rounded = {n: t.float().double() if t.is_floating_point() else t for n, t in self.state.items()}
+        return max(30 * self.difference(self.outputs(rounded)), 1e-10)
+
+    def difference(self, outputs: list[Tensor]) -> float:
+        """Largest difference to the untransformed outputs, over their size; infinite for NaN."""
+        gaps = [float((x - y).abs().max()) for x, y in zip(outputs, self.base, strict=True) if x.numel()]
+        worst = max(gaps, default=0.0) / self.scale
+        return worst if worst == worst else float("inf")
+
+    def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
+        """All floating-point outputs, in float64."""
+        with untouched(self.model), torch.no_grad():
+            result = functional_call(self.model, dict(state), self._arguments()[0], self._arguments()[1], tie_weights=True)
+        return [t.double() for t in tensors_of(result) if t.is_floating_point()]
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(self.inputs, Mapping):
+            return (), dict(self.inputs)
+        return (tuple(self.inputs) if isinstance(self.inputs, (tuple, list)) else (self.inputs,)), {}
+
+    def _first_names(self, model: nn.Module) -> dict[str, Tensor]:
+        state = state_of(model)
+        kept = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        return {name: tensor for name, tensor in state.items() if name in kept}
+
+    def _input(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
+        return tensor.detach().double() + 0.1 * noise
+
+    def _noisy(self, name: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
+        value = tensor.detach().double()
+        if name.endswith("running_var"):
+            return value * torch.exp(0.2 * noise)
+        size = float(value.square().mean().sqrt()) if value.numel() else 0.0
+        return value + 0.2 * (size if size > 1e-3 else 0.05) * noise
+
+
+def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:
+    """Which group breaks the function, and which change of its bindings would mend it."""
+    families: dict[str, list[str]] = {}
+    for group in spec.groups.values():
+        families.setdefault(getattr(group.structure, "outer", group.name), []).append(group.name)
+    for members in families.values():
+        alone = {name: elements[name] for name in members}
+        if probe.error(spec, alone) <= tolerance:
+            continue
+        name = members[-1]
+        for binding in (b for m in members for b in spec.of(m)):
+            rest = _with(spec, [b for b in spec.bindings if b is not binding])
+            if probe.error(rest, alone) <= tolerance:
+                return f"group {binding.group!r} must not be bound to axis {binding.axis} of {binding.tensor!r}"
+            for moved in _candidates(spec, binding.group, [binding.tensor]):
+                if probe.error(_with(rest, [*rest.bindings, moved]), alone) <= tolerance:
+                    return (f"group {binding.group!r} is bound to axis {binding.axis} of {binding.tensor!r}, "
+                            f"but belongs to its axis {moved.axis}")
+        for missing in _candidates(spec, name, spec.shapes):
+            if probe.error(_with(spec, [*spec.bindings, missing]), alone) <= tolerance:
+                return f"group {name!r} lacks a binding to axis {missing.axis} of {missing.tensor!r}"
+        bound = ", ".join(f"{b.tensor}[{b.axis}]" for b in spec.of(name))
+        return f"group {name!r}, bound to {bound}, changes the outputs (more than one binding is wrong)"
+    return "every group holds by itself, but not all together"
+
+
+def _candidates(spec: SymmetrySpec, group: str, tensors: Iterable[str]) -> list[AxisBinding]:
+    """Bindings a group could have to free axes of its size."""
+    size = spec.groups[group].size
+    whole = torch.arange(size).unsqueeze(1)
+    taken = {(b.tensor, b.axis) for b in spec.bindings if b.group == group}
+    return [AxisBinding(name, axis, group, Side.DIAGONAL, Role.MATCHED, whole)
+            for name in tensors for axis, length in enumerate(spec.shapes[name])
+            if length == size and (name, axis) not in taken]
+
+
+def _with(spec: SymmetrySpec, bindings: Iterable[AxisBinding]) -> SymmetrySpec:
+    return SymmetrySpec(spec.groups, tuple(bindings), spec.sites, spec.fixed, spec.shapes, spec.aliases, spec.notes)
