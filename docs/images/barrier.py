@@ -1,7 +1,6 @@
-"""Makes barrier.png of README.md from a real run: the demo's two networks, aligned by activations and by weights.
+"""Makes README's barrier.png from a real run: the demo's two networks, aligned by activations and by weights.
 
-.venv/bin/pip install -c constraints.txt ".[demo]"
-.venv/bin/python docs/images/barrier.py
+Run it in an environment that has the `demo` extra: `.venv/bin/python docs/images/barrier.py`.
 """
 
 from pathlib import Path
