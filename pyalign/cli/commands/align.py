@@ -1,0 +1,82 @@
+"""`pyalign align`: model B in model A's coordinates."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pyalign.cli.answers import Answer, UsageError
+from pyalign.cli.data import add_data_options, load_data
+from pyalign.cli.models import add_pair_options, check_output, load_pair, save_model
+from pyalign.matching import ActivationMatching, Method, WeightMatching, align
+from pyalign.symmetry import Alignment
+
+__all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "NAME", "add_options", "record_of", "run"]
+
+NAME = "align"
+HELP = "brings model B into model A's coordinates"
+DESCRIPTION = """\
+Finds the units of model B that correspond to those of model A, verifies that reordering them does not change
+model B's function, and writes the reordered model B."""
+EXAMPLES = (
+    "pyalign align --model pyalign.demo:network --a a.safetensors --b b.safetensors --data digits:train \\",
+    "    --out b_aligned.safetensors --save alignment.safetensors",
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of this command."""
+    add_pair_options(parser)
+    parser.add_argument("--method", choices=("activation", "weight"), default="activation", help="default: %(default)s")
+    parser.add_argument("--observe", choices=("after", "before"), help="activations after or before the nonlinearity")
+    parser.add_argument("--similarity", choices=("correlation", "covariance", "second moment"), help="of activations")
+    parser.add_argument("--restarts", type=int, metavar="N", help="weight matching: further tries with other seeds")
+    parser.add_argument("--out", metavar="PATH", help="write the aligned model B, in the form that --b has")
+    parser.add_argument("--save", metavar="FILE", help="write the alignment itself (.safetensors)")
+    add_data_options(parser, purpose="what both models see; weight matching uses the first batch only: ")
+
+
+def run(args: argparse.Namespace) -> Answer:
+    """Align, write, print the report."""
+    check_output(args.out, args.b)
+    if args.save is not None and not args.save.endswith(".safetensors"):
+        raise UsageError(f"--save: {args.save!r} must end in .safetensors")
+    method = _method(args)
+    model_a, model_b = load_pair(args)
+    data = load_data(args.data, args)
+    alignment = align(model_a, model_b, data, method=method, seed=args.seed, progress=args.progress)
+    aligned = alignment.apply(model_b)
+    if args.out is not None:
+        save_model(aligned, args.out, args.b)
+    if args.save is not None:
+        alignment.save(args.save)
+    written = [path for path in (args.out, args.save) if path is not None]
+    text = "\n".join([alignment.report(), *(f"wrote {path}" for path in written)])
+    return Answer(text, {**record_of(alignment), "written": written})
+
+
+def record_of(alignment: Alignment) -> dict[str, Any]:
+    """An alignment for machines, without its permutations."""
+    groups = [
+        {
+            "name": group.name,
+            "size": group.size,
+            "moved": alignment.moved.get(group.name, 0.0),
+            "correlation_before": alignment.correlation_before.get(group.name),
+            "correlation_after": alignment.correlation_after.get(group.name),
+        }
+        for group in alignment.spec.groups.values()
+    ]
+    kept = ("method", "objective", "worst_gap", "backends", "seconds", "notes")
+    return {**{name: getattr(alignment, name) for name in kept}, "groups": groups}
+
+
+def _method(args: argparse.Namespace) -> Method:
+    activation = {"observe": args.observe, "similarity": args.similarity}
+    weight = {"restarts": args.restarts}
+    mine, others = (activation, weight) if args.method == "activation" else (weight, activation)
+    wrong = [f"--{name}" for name, value in others.items() if value is not None]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)} cannot be used with --method {args.method}")
+    given: dict[str, Any] = {name: value for name, value in mine.items() if value is not None}
+    return ActivationMatching(**given) if args.method == "activation" else WeightMatching(**given)

@@ -1,0 +1,7 @@
+"""Records in, figures and one HTML page out; the only importer of matplotlib."""
+
+from pyalign.report.figures import barrier_figure, correlation_figure
+from pyalign.report.page import Picture, Section, Table, Tile, page
+from pyalign.report.terminal import terminal_plot
+
+__all__ = ["Picture", "Section", "Table", "Tile", "barrier_figure", "correlation_figure", "page", "terminal_plot"]
