@@ -227,12 +227,16 @@ class GroupedShuffle(nn.Module):
         return self.fc(F.relu(self.last(F.relu(x + self.conv2(h)))).mean((2, 3)))
 
 
-# Two block structures cross on the 12 channels (before and after the shuffle); how much of it moves is free.
+# Two block structures cross on the 12 channels (before and after the shuffle); how much of it moves is free, and
+# so is whether the two blocks of the stream may change places (only together with both structures).
+_LAST = group(6, out_bias("last"), into("fc"), kind=POSITIVE)
+_STREAM = out_bias("stem", "conv2") | into("conv1", "last")
 ARCHITECTURES.add(
     "shufflenet_grouped",
     GroupedShuffle,
     image,
-    group(8, out_bias("stem", "conv2"), into("conv1", "last"), outer="stream", blocks=2),
-    group(6, out_bias("last"), into("fc"), kind=POSITIVE),
+    group(8, _STREAM, outer="stream", blocks=2),
+    _LAST,
+    otherwise=(group(4, _STREAM), group(4, _STREAM), _LAST),
     open=True,
 )
