@@ -1,0 +1,1 @@
+"""Benchmarks: one record per operation, one study per published table."""

@@ -1,0 +1,1 @@
+"""Studies on trained networks: each runs a whole job and writes one table."""

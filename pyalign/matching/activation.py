@@ -1,0 +1,138 @@
+"""Activation matching: correlate units over data, one linear assignment per group (Tatro et al. 2020, section 3, eq. 3)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyalign.errors import InputError
+from pyalign.matching.assign import Evidence, Solution, assign_groups
+from pyalign.matching.problem import Problem
+from pyalign.statistics.collect import collect
+from pyalign.statistics.moments import Moments
+from pyalign.statistics.sites import SITES
+from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec
+
+__all__ = ["SIMILARITIES", "ActivationMatching"]
+
+SIMILARITIES = ("correlation", "covariance", "second moment")
+
+
+@dataclass(frozen=True)
+class ActivationMatching:
+    r"""Match units that fire alike on the same data.
+
+    Per group \(\max_P \sum_{\text{sites}} \langle P, C \rangle\), C the correlation of the units of A with those of B.
+    Groups are independent of each other, so one pass over the data and one linear assignment per group are the exact
+    optimum; groups in blocks are matched by a table of assignments. Units that are dead (constant) in A or B are matched
+    among themselves, after all others. Scales are left at 1.
+
+    Args:
+        similarity: "correlation" (scale-free), "covariance", or "second moment" (uncentred).
+        observe: "after" or "before" the nonlinearity.
+        sites: How many sites of each group are summed: a number, "last" or "all"
+            (see `pyalign.statistics.choose_sites`).
+        signs: Use signs where a group allows them (odd nonlinearities such as tanh): matched by absolute similarity.
+        mask: Entry of a dict batch whose zeros mark padding.
+        backend: Implementation of the engine's operations.
+
+    Source:
+        Tatro et al. 2020 (arXiv 2009.02439), section 3; Li et al. 2016 (arXiv 1511.07543).
+
+    Example:
+        >>> ActivationMatching(similarity="covariance").observe
+        'after'
+    """
+
+    similarity: str = "correlation"
+    observe: str = "after"
+    sites: str | int = SITES
+    signs: bool = True
+    mask: str = "attention_mask"
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.similarity not in SIMILARITIES:
+            raise InputError("unknown similarity", given=repr(self.similarity), expected=", ".join(SIMILARITIES))
+        if self.observe not in ("after", "before"):
+            raise InputError("unknown place of observation", given=repr(self.observe), expected="'after' or 'before'")
+
+    def match(self, problem: Problem) -> Alignment:
+        """Collect the moments of both models over the data and match every group.
+
+        Raises:
+            InputError: There is no data.
+            DataError: The models cannot take a batch, or compute differently on different batches.
+            NonFiniteError: An activation is NaN or infinite.
+        """
+        if problem.data is None:
+            raise InputError("activation matching needs data", expected="an iterable of batches",
+                             do="pass data=, or align by weights: method='weight'")
+        began = time.perf_counter()
+        seen = collect(problem.model_a, problem.model_b, problem.spec, problem.data, observe=self.observe,
+                       sites=self.sites, mask=self.mask, progress=problem.progress, backend=self.backend)
+        collected = time.perf_counter()
+        by_group: dict[str, list[Moments]] = {}
+        for site, moments in seen.items():
+            by_group.setdefault(site.group, []).append(moments)
+        spec = problem.spec
+        evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
+        solution = assign_groups(spec.outer_first(), evidence, self.signs, self.backend)
+        matched = time.perf_counter()
+        engine = {m.backend for m in seen.values()}
+        backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
+        elements = {name: solution.elements[name] for name in spec.groups}
+        correlations = {name: _mean_correlation(moments) for name, moments in by_group.items()}
+        return Alignment(
+            spec,
+            elements,
+            method=f"activation matching ({self.similarity}, {self.observe} the nonlinearity)",
+            objective=solution.objective,
+            trace=(solution.objective,),
+            worst_gap=solution.worst_gap,
+            correlation_before={n: _along(c, ScaledPermutation.identity(len(c))) for n, c in correlations.items()},
+            correlation_after={n: _along(c, elements[n]) for n, c in correlations.items()},
+            backends={k: v for k, v in backends.items() if v},
+            seconds={"activations": collected - began, "matching": matched - collected},
+            notes=tuple(_notes(spec, evidence, solution)),
+        )
+
+    def _evidence(self, moments: list[Moments]) -> Evidence:
+        dead_a = torch.stack([m.constant_a.cpu() for m in moments]).all(0)
+        dead_b = torch.stack([m.constant_b.cpu() for m in moments]).all(0)
+        parts = [self._similarity(m).cpu() for m in moments]
+        return Evidence(torch.stack(parts).sum(0), dead_a=dead_a, dead_b=dead_b)
+
+    def _similarity(self, moments: Moments) -> Tensor:
+        if self.similarity == "correlation":
+            return moments.correlation()
+        return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
+
+
+def _mean_correlation(moments: list[Moments]) -> Tensor:
+    return torch.stack([m.correlation().cpu() for m in moments]).mean(0)
+
+
+def _along(correlation: Tensor, element: ScaledPermutation) -> float:
+    matched = correlation.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+    if element.scale is not None:
+        matched = matched * element.scale.sign()
+    return float(matched.mean()) if len(matched) else 0.0
+
+
+def _notes(spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solution) -> list[str]:
+    notes = []
+    for name, found in evidence.items():
+        assert found.dead_a is not None and found.dead_b is not None
+        dead = int(found.dead_a.sum()), int(found.dead_b.sum())
+        if any(dead):
+            notes.append(f"group {name!r}: {dead[0]} dead units in A, {dead[1]} in B, matched among themselves last")
+    unseen = [g.name for g in spec.groups.values() if g.name not in evidence and solution.elements[g.name].is_identity]
+    if unseen:
+        shown = ", ".join(repr(n) for n in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+        notes.append(f"left in place, since no activations of theirs were seen: {shown}")
+    return notes

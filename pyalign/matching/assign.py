@@ -1,0 +1,188 @@
+"""The best group elements for given similarities: one linear assignment per group, tables of them within blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyalign.engine import Assignment, linear_assignment
+from pyalign.symmetry import Group, Kind, ScaledPermutation, Wreath
+
+__all__ = ["Evidence", "Solution", "assign_groups", "children_of", "in_blocks", "signs_of"]
+
+
+@dataclass
+class Evidence:
+    """How alike the units of a group are in two models.
+
+    Args:
+        similarity: Shape (n, n), float64: unit i of A with unit j of B, larger is better; changes sign with a unit.
+        even: The part that does not change sign with a unit, shape (n, n), or None.
+        dead_a: Units of A that carry no information, (n,) bool, or None.
+        dead_b: Units of B that carry no information, (n,) bool, or None.
+    """
+
+    similarity: Tensor
+    even: Tensor | None = None
+    dead_a: Tensor | None = None
+    dead_b: Tensor | None = None
+
+    def gain(self, signs: bool) -> Tensor:
+        """What matching i with j adds to the objective, under the better sign where signs are free."""
+        odd = self.similarity.abs() if signs else self.similarity
+        return odd if self.even is None else odd + self.even
+
+    def preference(self) -> Tensor | None:
+        """A bonus that makes dead units match each other (a dead unit its own slot first), or None."""
+        if self.dead_a is None or self.dead_b is None or not bool(self.dead_a.any() & self.dead_b.any()):
+            return None
+        n = len(self.dead_a)
+        size = 1.0 + 2.0 * n * float(self.gain(False).abs().max())
+        both = torch.outer(self.dead_a, self.dead_b).double()
+        return size * (both + both.diagonal().diag() / (2 * n))
+
+
+@dataclass
+class Solution:
+    """Group elements and what certifies them.
+
+    Args:
+        elements: One element per group.
+        objective: Sum of the gains of all matched pairs.
+        gaps: Duality gap of every assignment.
+        backend: The implementation that solved them, or "".
+    """
+
+    elements: dict[str, ScaledPermutation] = field(default_factory=dict)
+    objective: float = 0.0
+    gaps: list[float] = field(default_factory=list)
+    backend: str = ""
+
+    @property
+    def worst_gap(self) -> float | None:
+        """The largest gap, None without assignments."""
+        return max(self.gaps, default=None)
+
+
+def children_of(groups: Mapping[str, Group]) -> dict[str, list[Group]]:
+    """The groups within the blocks of each group."""
+    children: dict[str, list[Group]] = {}
+    for group in groups.values():
+        if isinstance(group.structure, Wreath):
+            children.setdefault(group.structure.outer, []).append(group)
+    return children
+
+
+def signs_of(similarity: Tensor, perm: Tensor, free: bool) -> Tensor | None:
+    """The signs under which matched units agree best, None where none is negative."""
+    if not free:
+        return None
+    negative = similarity.gather(1, perm.unsqueeze(1)).squeeze(1) < 0
+    return torch.where(negative, -1.0, 1.0).double() if bool(negative.any()) else None
+
+
+def in_blocks(matrix: Tensor, blocks: int) -> Tensor:
+    """(n, n) as (blocks, blocks, n // blocks, n // blocks): entry [k, l] compares block k of A with block l of B."""
+    inner = matrix.shape[0] // blocks
+    return matrix.reshape(blocks, inner, blocks, inner).transpose(1, 2)
+
+
+def assign_groups(
+    groups: Sequence[Group], evidence: Mapping[str, Evidence], signs: bool = True, backend: str = "auto"
+) -> Solution:
+    """Maximise the summed similarity of matched units exactly, group by group, blocks with what is in them.
+
+    A group of blocks is matched by a table whose entry (k, l) is its own similarity plus the best value of matching what
+    lies in block k of A with what lies in block l of B. All flat groups are solved in one call of the engine.
+
+    Args:
+        groups: The groups, those of blocks before those within them.
+        evidence: Similarity by group; groups without any stay in place (within their blocks).
+        signs: Whether to use signs where a group allows them.
+        backend: Implementation of `pyalign.engine.linear_assignment`.
+    """
+    search = _Search({g.name: g for g in groups}, evidence, signs, backend)
+    for group in reversed(groups):
+        if isinstance(group.structure, Wreath):
+            search.fill_table(group, group.structure.blocks)
+    search.solve_flat([g for g in groups if not isinstance(g.structure, Wreath)])
+    for group in groups:
+        if isinstance(group.structure, Wreath):
+            search.place(group, group.structure)
+    search.finish()
+    return search.solution
+
+
+class _Search:
+    def __init__(self, groups: dict[str, Group], evidence: Mapping[str, Evidence], signs: bool, backend: str) -> None:
+        self.groups, self.evidence, self.signs, self.backend = groups, evidence, signs, backend
+        self.children = children_of(groups)
+        self.tables: dict[str, Tensor] = {}
+        self.within: dict[str, Tensor] = {}
+        self.perms: dict[str, Tensor] = {}
+        self.solution = Solution()
+
+    def gain(self, group: Group) -> Tensor | None:
+        """Own gain of a group plus the tables of the groups within its units; None where nothing is known."""
+        own = self.evidence.get(group.name)
+        parts = [] if own is None else [own.gain(self.free(group))]
+        parts += [self.tables[c.name] for c in self.children.get(group.name, []) if c.name in self.tables]
+        return torch.stack(parts).sum(0) if parts else None
+
+    def free(self, group: Group) -> bool:
+        return self.signs and group.kind.signs
+
+    def preferred(self, group: Group, gain: Tensor) -> Tensor:
+        own = self.evidence.get(group.name)
+        bonus = None if own is None else own.preference()
+        return gain if bonus is None else gain + bonus
+
+    def solve(self, matrices: list[Tensor]) -> list[Tensor]:
+        answer: Assignment = linear_assignment(matrices, maximize=True, backend=self.backend)
+        self.solution.gaps += [float(gap.max()) for gap in answer.gap if gap.numel()]
+        self.solution.backend = answer.backend if matrices else self.solution.backend
+        return list(answer.perm)
+
+    def fill_table(self, group: Group, blocks: int) -> None:
+        """Match every block of A with every block of B within one group."""
+        gain = self.gain(group)
+        inner = group.size // blocks
+        stay = torch.arange(inner).expand(blocks, blocks, inner)
+        if gain is None:
+            self.within[group.name] = stay
+            return
+        split = in_blocks(gain, blocks)
+        if group.kind is Kind.IDENTITY or inner == 1:
+            self.within[group.name] = stay
+        else:
+            problems = in_blocks(self.preferred(group, gain), blocks).reshape(blocks * blocks, inner, inner)
+            self.within[group.name] = self.solve([problems])[0].cpu().reshape(blocks, blocks, inner)
+        perm = self.within[group.name].to(gain.device).unsqueeze(-1)
+        self.tables[group.name] = split.gather(-1, perm).squeeze(-1).sum(-1)
+
+    def solve_flat(self, groups: Sequence[Group]) -> None:
+        gains = {g.name: self.gain(g) for g in groups if g.kind is not Kind.IDENTITY}
+        known = [(self.groups[n], gain) for n, gain in gains.items() if gain is not None]
+        solved = self.solve([self.preferred(group, gain) for group, gain in known])
+        self.perms = {group.name: perm.cpu() for (group, _), perm in zip(known, solved, strict=True)}
+        for group in groups:
+            self.perms.setdefault(group.name, torch.arange(group.size))
+
+    def place(self, group: Group, structure: Wreath) -> None:
+        """Put the blocks where their outer group goes, each with the inner order that was best for that pair."""
+        outer, inner = self.perms[structure.outer], group.size // structure.blocks
+        chosen = self.within[group.name][torch.arange(structure.blocks), outer]
+        self.perms[group.name] = (outer.unsqueeze(1) * inner + chosen).reshape(-1)
+
+    def finish(self) -> None:
+        for name, perm in self.perms.items():
+            own = self.evidence.get(name)
+            scale = None
+            if own is not None:
+                free = self.free(self.groups[name])
+                scale = signs_of(own.similarity.cpu(), perm, free)
+                self.solution.objective += float(own.gain(free).cpu().gather(1, perm.unsqueeze(1)).sum())
+            self.solution.elements[name] = ScaledPermutation(perm, scale)

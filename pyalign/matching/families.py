@@ -1,0 +1,166 @@
+"""Groups in blocks: moving whole blocks together with what lies inside them, in one step of weight matching."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyalign.engine import linear_assignment
+from pyalign.matching.assign import Evidence, children_of, in_blocks, signs_of
+from pyalign.matching.objective import Objective, Term
+from pyalign.symmetry import Group, Kind, ScaledPermutation, SymmetrySpec, Wreath
+
+__all__ = ["Families", "by_blocks"]
+
+
+class Families:
+    """Which groups lie within the units of which, and the joint update of a group of blocks with its contents.
+
+    Args:
+        spec: The symmetry.
+        signs: Whether signs are used where a group allows them.
+        backend: Implementation of `pyalign.engine.linear_assignment`.
+    """
+
+    def __init__(self, spec: SymmetrySpec, signs: bool = True, backend: str = "auto") -> None:
+        self.spec, self.signs, self.backend = spec, signs, backend
+        self.children = children_of(spec.groups)
+
+    def within(self, group: str) -> list[Group]:
+        """All groups within the units of `group`, outer ones first."""
+        found = []
+        for child in self.children.get(group, []):
+            found += [child, *self.within(child.name)]
+        return found
+
+    def free(self, group: Group) -> bool:
+        """Whether the units of a group may change sign."""
+        return self.signs and group.kind.signs
+
+    def joint(self, objective: Objective, outer: Group) -> tuple[dict[str, ScaledPermutation], float]:
+        """Propose elements for a group of blocks and everything within, given all groups outside of it.
+
+        Every pairing of blocks is tried: shift s pairs block k with block k + s, the contents of all pairs of a shift are
+        optimised at once (alternating where two inner groups meet in one tensor, as in a grouped convolution), and the
+        values of the pairs make the table of the outer assignment.
+
+        Returns:
+            The proposed elements and the duality gap of the outer assignment.
+        """
+        inner = self.within(outer.name)
+        family = frozenset([outer.name, *(g.name for g in inner)])
+        shifts = _shifts(objective.elements, outer)
+        known = {g.name: objective.partial(g.name, family) for g in (outer, *inner)}
+        coupled = _coupled(objective, family)
+        table = torch.zeros(outer.size, outer.size, dtype=torch.float64)
+        slots = torch.arange(outer.size)
+        tried: list[dict[str, ScaledPermutation]] = []
+        for shift in shifts:
+            elements = self._contents(objective, outer, inner, shift, known, coupled)
+            table[slots, shift] = _slot_values(objective, outer, inner, elements, known, coupled)
+            tried.append(elements)
+        own = known[outer.name]
+        gain = table if own is None else table + own.gain(self.free(outer))
+        perm, gap = by_blocks(gain, objective.elements, outer, self.backend)
+        chosen = (torch.stack(shifts) == perm).long().argmax(0)
+        proposal = {g.name: _picked([t[g.name] for t in tried], chosen, outer.size) for g in inner}
+        proposal[outer.name] = ScaledPermutation(perm, None if own is None else
+                                                 signs_of(own.similarity, perm, self.free(outer)))
+        return proposal, gap
+
+    def _contents(self, objective: Objective, outer: Group, inner: Sequence[Group], shift: Tensor,
+                  known: dict[str, Evidence | None], coupled: Sequence[Term]) -> dict[str, ScaledPermutation]:
+        """The best inner orders when the blocks go where `shift` says."""
+        elements = {**objective.elements, outer.name: ScaledPermutation(shift)}
+        for group in inner:
+            elements[group.name] = self._best(group, elements, known[group.name])
+        own = [(group, [t for t in coupled if t.binding.group == group.name]) for group in inner]
+        for _ in range(2 if coupled else 0):
+            for group, terms in own:
+                evidence = known[group.name]
+                odd = even = None
+                if evidence is not None:
+                    odd, even = evidence.similarity, evidence.even
+                for term in terms:
+                    matrix = objective.similarity(term, elements).cpu()
+                    if term.binding.side.power:
+                        odd = matrix if odd is None else odd + matrix
+                    else:
+                        even = matrix if even is None else even + matrix
+                if odd is None and even is not None:
+                    odd = torch.zeros_like(even)
+                if odd is not None:
+                    elements[group.name] = self._best(group, elements, Evidence(odd, even))
+        return elements
+
+    def _best(self, group: Group, elements: dict[str, ScaledPermutation],
+              evidence: Evidence | None) -> ScaledPermutation:
+        structure = group.structure
+        assert isinstance(structure, Wreath)
+        outer, size = elements[structure.outer].perm, group.size // structure.blocks
+        if evidence is None or group.kind is Kind.IDENTITY:
+            return ScaledPermutation((outer.unsqueeze(1) * size + torch.arange(size)).reshape(-1))
+        perm, _ = by_blocks(evidence.gain(self.free(group)), elements, group, self.backend)
+        return ScaledPermutation(perm, signs_of(evidence.similarity, perm, self.free(group)))
+
+
+def by_blocks(gain: Tensor, elements: dict[str, ScaledPermutation], group: Group, backend: str) -> tuple[Tensor, float]:
+    """The best permutation of a group within the blocks that its outer group has put in place, and its duality gap."""
+    structure = group.structure
+    if not isinstance(structure, Wreath):
+        answer = linear_assignment(gain, maximize=True, backend=backend)
+        assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
+        return answer.perm.cpu(), float(answer.gap)
+    outer, size = elements[structure.outer].perm, group.size // structure.blocks
+    problems = in_blocks(gain, structure.blocks)[torch.arange(structure.blocks), outer]
+    answer = linear_assignment(problems.contiguous(), maximize=True, backend=backend)
+    assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
+    return (outer.unsqueeze(1) * size + answer.perm.cpu()).reshape(-1), float(answer.gap.max())
+
+
+def _shifts(elements: dict[str, ScaledPermutation], outer: Group) -> list[Tensor]:
+    """Permutations that together pair every block with every other that it may be exchanged with, the present first."""
+    if outer.kind is Kind.IDENTITY:
+        return [elements[outer.name].perm]
+    blocks = outer.structure.blocks if isinstance(outer.structure, Wreath) else 1
+    present = elements[outer.name].perm.reshape(blocks, -1)
+    return [present.roll(-s, 1).reshape(-1) for s in range(present.shape[1])]
+
+
+def _coupled(objective: Objective, family: frozenset[str]) -> list[Term]:
+    """The terms on tensors that two groups of the family (or one of them twice) move along different axes."""
+    return [t for name in sorted(family) for t in objective.terms[name] if t.joint & family]
+
+
+def _slot_values(objective: Objective, outer: Group, inner: Sequence[Group], elements: dict[str, ScaledPermutation],
+                 known: dict[str, Evidence | None], coupled: Sequence[Term]) -> Tensor:
+    """What each block contributes with its contents in place; a tensor that several groups share counts once."""
+    total = torch.zeros(outer.size, dtype=torch.float64)
+    for group in inner:
+        evidence = known[group.name]
+        if evidence is None:
+            continue
+        element = elements[group.name]
+        matched = evidence.similarity.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+        if element.scale is not None:
+            matched = matched * element.scale
+        if evidence.even is not None:
+            matched = matched + evidence.even.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+        total += matched.reshape(outer.size, -1).sum(1)
+    accountants = {t.binding.tensor: t for t in coupled}
+    for term in accountants.values():
+        total += objective.by_slot(term, elements).cpu().reshape(outer.size, -1).sum(1)
+    return total
+
+
+def _picked(tried: Sequence[ScaledPermutation], chosen: Tensor, blocks: int) -> ScaledPermutation:
+    """For each block the element of the shift that was chosen for it."""
+    at = torch.arange(blocks)
+    perms = torch.stack([e.perm for e in tried]).reshape(len(tried), blocks, -1)[chosen, at].reshape(-1)
+    if all(e.scale is None for e in tried):
+        return ScaledPermutation(perms)
+    ones = torch.ones(len(perms), dtype=torch.float64)
+    scales = torch.stack([ones if e.scale is None else e.scale for e in tried])
+    return ScaledPermutation(perms, scales.reshape(len(tried), blocks, -1)[chosen, at].reshape(-1))

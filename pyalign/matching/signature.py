@@ -1,0 +1,68 @@
+"""A starting point for weight matching: units compared by what no other group can change, the sorted weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyalign.matching.assign import Evidence, assign_groups
+from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
+
+__all__ = ["signature_start"]
+
+
+def signature_start(spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor],
+                    backend: str = "auto") -> dict[str, ScaledPermutation]:
+    """Match units by signatures that do not depend on the order of any other group's units.
+
+    The signature of a unit is its slice of every tensor, sorted along the axes that other groups permute. For a permuted
+    copy equal units have equal signatures, so this alone finds the permutation, where coordinate descent from the
+    identity can end in a local optimum; for independently trained networks it is a start like another.
+
+    Args:
+        spec: The symmetry.
+        state_a: Weights of model A by name.
+        state_b: Weights of model B by name.
+        backend: Implementation of `pyalign.engine.linear_assignment`.
+
+    Returns:
+        An element for every group.
+    """
+    evidence: dict[str, Evidence] = {}
+    for group in spec.groups:
+        similarity = None
+        for binding in spec.of(group):
+            if binding.role is not Role.MATCHED:
+                continue
+            one = _signature(spec, binding, state_a[binding.tensor])
+            two = _signature(spec, binding, state_b[binding.tensor])
+            similarity = one @ two.T if similarity is None else similarity + one @ two.T
+        if similarity is not None:
+            evidence[group] = Evidence(similarity.cpu())
+    # signs do not show in sorted absolute weights; the descent that follows finds them
+    return assign_groups(spec.outer_first(), evidence, signs=False, backend=backend).elements
+
+
+def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tensor:
+    """Slices of the units, sorted along all axes that any group moves, shape (units, features), float64."""
+    bindings = spec.on(binding.tensor)
+    moved = {b.axis for b in bindings}
+    tensor = tensor.detach().double()
+    if any(spec.groups[b.group].kind.signs for b in bindings):
+        tensor = tensor.abs()
+    others = [axis for axis in range(tensor.dim()) if axis != binding.axis]
+    if binding.blocks > 1:
+        # the units of row block k are apart from those of block l: axis 0 becomes (block, row within it)
+        tensor = tensor.unflatten(0, (binding.blocks, -1)).movedim(binding.axis + 1, 1).flatten(0, 1)
+    else:
+        tensor = tensor.movedim(binding.axis, 0)
+    sort = [at + 1 for at, axis in enumerate(others) if axis in moved]
+    keep = [at + 1 for at, axis in enumerate(others) if axis not in moved]
+    tensor = tensor.permute(0, *keep, *sort)
+    if sort:
+        tensor = tensor.flatten(1 + len(keep)).sort(-1).values
+    rows = tensor.reshape(tensor.shape[0], -1)
+    units, runs = binding.positions.shape
+    return rows[binding.positions.reshape(-1).to(rows.device)].reshape(units, runs * rows.shape[1])

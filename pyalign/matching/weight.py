@@ -1,0 +1,176 @@
+"""Weight matching: coordinate descent over the groups, each step a linear assignment (Ainsworth et al. 2022, algorithm 1)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+from pyalign.engine import Assignment, linear_assignment
+from pyalign.errors import InputError, MismatchError
+from pyalign.matching.assign import signs_of
+from pyalign.matching.families import Families, by_blocks
+from pyalign.matching.objective import Elements, Objective
+from pyalign.matching.problem import Problem
+from pyalign.matching.signature import signature_start
+from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, state_of
+
+__all__ = ["WeightMatching"]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightMatching:
+    r"""Match units so that the weights of the two networks are as alike as possible, without data.
+
+    Maximises \(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors (equal to minimising their distance;
+    running statistics are moved along but do not count): group after group in a random order, the others held still,
+    until a sweep changes nothing. Every step is accepted only if the objective, in float64, rises. A group that
+    occurs twice in one tensor is linearised at its present element. The search begins at the identity or at the matching
+    of sorted weights (`signature_start`), whichever has the higher objective.
+
+    Args:
+        restarts: Searches with different orders, from which the best is kept.
+        sweeps: Most sweeps over all groups of each.
+        signs: Use signs where a group allows them. Scales are left at 1.
+        start: Begin here instead: an alignment of the same spec, such as that of activation matching.
+        backend: Implementation of `pyalign.engine.linear_assignment`.
+
+    Source:
+        Ainsworth, Hayase and Srinivasa 2022 (arXiv 2209.04836), section 3.2, algorithm 1.
+
+    Example:
+        >>> WeightMatching(restarts=3).sweeps
+        100
+    """
+
+    restarts: int = 1
+    sweeps: int = 100
+    signs: bool = True
+    start: Alignment | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.restarts < 1 or self.sweeps < 1:
+            raise InputError("nothing to search", given=f"restarts={self.restarts}, sweeps={self.sweeps}",
+                             expected="1 or more of each")
+
+    def match(self, problem: Problem) -> Alignment:
+        """Search for the elements that bring the weights of model B closest to those of model A."""
+        began = time.perf_counter()
+        spec = problem.spec
+        state_a, state_b = state_of(problem.model_a), state_of(problem.model_b)
+        identity = spec.identity().transforms
+        objective = Objective(spec, state_a, state_b, identity)
+        before = {name: objective.cosine(name) for name in spec.groups}
+        first = self._first(objective, identity, spec, state_a, state_b)
+        generator = torch.Generator().manual_seed(problem.seed)
+        best: _Descent | None = None
+        hidden = None if problem.progress is None else not problem.progress
+        with tqdm(total=None, desc="weight matching", unit=" sweeps", disable=hidden, leave=False) as bar:
+            for _ in range(self.restarts):
+                objective.restart(first)
+                descent = _Descent(objective, Families(spec, self.signs, self.backend), self.backend)
+                descent.run(self.sweeps, generator, bar)
+                best = descent if best is None or descent.trace[-1] > best.trace[-1] else best
+        assert best is not None
+        objective.restart(best.elements)
+        after = {name: objective.cosine(name) for name in spec.groups}
+        return Alignment(
+            spec,
+            {name: best.elements[name] for name in spec.groups},
+            method="weight matching" + (f" (best of {self.restarts})" if self.restarts > 1 else ""),
+            objective=best.trace[-1],
+            trace=tuple(best.trace),
+            worst_gap=max(best.gaps.values(), default=None),
+            correlation_before={name: value for name, value in before.items() if value is not None},
+            correlation_after={name: value for name, value in after.items() if value is not None},
+            backends={"linear_assignment": best.solver} if best.solver else {},
+            seconds={"matching": time.perf_counter() - began},
+            notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
+        )
+
+    def _first(self, objective: Objective, identity: Elements, spec: SymmetrySpec, *states: dict[str, torch.Tensor],
+               ) -> Elements:
+        if self.start is not None:
+            if self.start.spec.fingerprint != spec.fingerprint:
+                raise MismatchError("the start is an alignment of another architecture",
+                                    given=f"fingerprint {self.start.spec.fingerprint}", expected=spec.fingerprint)
+            return self.start.transforms
+        sorted_weights = signature_start(spec, *states, backend=self.backend)
+        at_identity = objective.total
+        objective.restart(sorted_weights)
+        return sorted_weights if objective.total > at_identity else identity
+
+
+class _Descent:
+    """One search: sweeps over the groups in random orders until none changes."""
+
+    def __init__(self, objective: Objective, families: Families, backend: str) -> None:
+        self.objective, self.families, self.backend = objective, families, backend
+        self.trace = [objective.total]
+        self.gaps: dict[str, float] = {}
+        self.solver = ""
+        self.converged = False
+        self.elements: Elements = dict(objective.elements)
+        self._starts: dict[str, Assignment] = {}
+        self._tried: dict[str, tuple[int, ...]] = {}
+
+    def run(self, sweeps: int, generator: torch.Generator, bar: tqdm) -> None:  # type: ignore[type-arg]
+        """Sweep until a whole sweep changes nothing, or `sweeps` times."""
+        groups = list(self.objective.spec.groups.values())
+        for _ in range(sweeps):
+            order = torch.randperm(len(groups), generator=generator).tolist()
+            changed = [self.step(groups[i]) for i in order]
+            bar.update()
+            if not any(changed):
+                self.converged = True
+                break
+        self.elements = dict(self.objective.elements)
+
+    def step(self, group: Group) -> bool:
+        """Improve one group, with everything within its units; say whether that helped."""
+        stamp = tuple(self.objective.versions.values())
+        if self._tried.get(group.name) == stamp:
+            return False
+        improved = False
+        if self.families.children.get(group.name):
+            proposal, gap = self.families.joint(self.objective, group)
+            self.gaps[group.name] = gap
+            improved = self._propose(proposal)
+        elif group.kind is not Kind.IDENTITY:
+            improved = self._single(group)
+        self._tried[group.name] = tuple(self.objective.versions.values())
+        return improved
+
+    def _single(self, group: Group) -> bool:
+        evidence = self.objective.evidence(group.name)
+        if evidence is None:
+            return False
+        free = self.families.free(group)
+        gain = evidence.gain(free)
+        if isinstance(group.structure, Wreath):
+            perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
+        else:
+            answer = linear_assignment(gain, maximize=True, start=self._starts.get(group.name), backend=self.backend)
+            assert isinstance(answer.perm, torch.Tensor) and isinstance(answer.gap, torch.Tensor)
+            self._starts[group.name], self.solver = answer, answer.backend
+            perm, self.gaps[group.name] = answer.perm.cpu(), float(answer.gap)
+        return self._propose({group.name: ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))})
+
+    def _propose(self, proposal: Elements) -> bool:
+        accepted = self.objective.accept(proposal)
+        if accepted:
+            self.trace.append(self.objective.total)
+        return accepted
+
+
+def _notes(spec: SymmetrySpec, objective: Objective, converged: bool, sweeps: int) -> list[str]:
+    notes = ["correlations are mean cosines between the weights of matched units"]
+    if not converged:
+        notes.append(f"still improving after {sweeps} sweeps; allow more")
+    idle = [name for name in spec.groups if not objective.terms[name]]
+    if idle:
+        notes.append("groups without weights of their own: " + ", ".join(repr(n) for n in idle[:5]))
+    return notes
