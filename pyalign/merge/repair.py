@@ -2,8 +2,8 @@ r"""REPAIR of an averaged network (Jordan et al., ICLR 2023, arXiv 2211.08403, s
 
 Each unit's preactivation X of the averaged network becomes \((X - m) \sigma / s + \mu\), where m and s are its own
 mean and standard deviation, and \(\mu = \sum_k w_k \mu_k\), \(\sigma = \sum_k w_k \sigma_k\) (standard deviations,
-not variances) are weighted from the models it comes from. All layers are normalised together in one pass, and the affine
-maps are then fused into the weights.
+not variances) are weighted from the models it comes from. All layers are normalised together in one pass, and the
+affine maps are then fused into the weights.
 
 Where this goes beyond the paper's notebooks: the pass gives each batch the goal statistics of that same batch, measured
 on the models themselves, instead of those of the whole data; and sums over batches are pooled exactly. Batches may then

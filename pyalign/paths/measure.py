@@ -12,10 +12,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pyalign.errors import DataError, InputError, PyalignWarning
-from pyalign.paths.barrier import Barrier
 from pyalign.paths.linear import LinearPath
 from pyalign.paths.losses import IGNORED, sums_of
 from pyalign.paths.path import Path, checked_t
+from pyalign.paths.record import Barrier
 from pyalign.statistics.batches import batch_size, checked, repeatable, split
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
 from pyalign.statistics.forward import evaluating, nonfinite_error, respond

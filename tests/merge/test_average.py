@@ -128,3 +128,14 @@ def test_bad_data_changes_nothing(repair):
         assert all(torch.equal(tensor, earlier[name]) for name, tensor in model.state_dict().items())
         assert all(not module._forward_hooks for module in model.modules())
         assert all(module.training for module in model.modules())
+
+
+def test_the_room_is_also_the_function():
+    import pyalign
+
+    models = [{"w": torch.zeros(1)}, {"w": torch.ones(1)}]
+    for _ in range(2):
+        assert pyalign.merge(models)["w"].item() == 0.5
+    import pyalign.merge
+
+    assert pyalign.merge(models, weights=[0.0, 1.0])["w"].item() == 1.0
