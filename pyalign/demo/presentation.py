@@ -15,12 +15,12 @@ from pyalign.symmetry.printing import table
 __all__ = ["make_page", "terminal_text"]
 
 PACKAGES = ("pyalign-nn", "torch", "numpy", "scipy", "scikit-learn", "matplotlib")
-HEAD = ["", "BatchNorm statistics", "loss barrier", "accuracy barrier"]
+HEAD = ["", "BatchNorm statistics", "loss barrier", "accuracy barrier (points)"]
 LEAD = (
     "Two networks of one architecture were trained on the same handwritten digits from different random seeds. "
     "They compute alike, but store their units in different orders, so the straight line between their weights "
-    "leads through bad models. pyalign finds the order of the second network's units that matches the first, proves that reordering "
-    "changed nothing, and measures the line again."
+    "leads through bad models. pyalign finds the order of the second network's units that matches the first, proves "
+    "that reordering changed nothing, and measures the line again."
 )
 
 
@@ -72,10 +72,10 @@ def _rows(study: Study) -> list[list[str]]:
 
 def _short(study: Study) -> Section:
     naive = study.recalibrated["naive"]
-    tiles = [Tile("Loss barrier, not aligned", f"{naive.loss_barrier:.3f}", f"accuracy {_drop(naive)}")]
+    tiles = [Tile("Loss barrier, not aligned", f"{naive.loss_barrier:.3f}", _drop(naive))]
     for name in study.alignments:
         record = study.recalibrated[name]
-        tiles.append(Tile(f"Loss barrier, {METHODS[name]}", f"{record.loss_barrier:.3f}", f"accuracy {_drop(record)}"))
+        tiles.append(Tile(f"Loss barrier, {METHODS[name]}", f"{record.loss_barrier:.3f}", _drop(record)))
     tiles.append(
         Tile("Accuracy of the two networks", f"{_percent(study.accuracy_a)}", f"model B {_percent(study.accuracy_b)}")
     )
@@ -103,7 +103,7 @@ def _curves(study: Study) -> Section:
 def _picture(records: dict[str, Barrier], quantity: str, title: str) -> Picture:
     named = {METHODS[name]: record for name, record in records.items()}
     heights = ", ".join(
-        f"{name} {record.loss_barrier:.3f}" if quantity == "loss" else f"{name} {_accuracy_barrier(record)}"
+        f"{name} {record.loss_barrier:.3f}" if quantity == "loss" else f"{name} {_accuracy_barrier(record)} points"
         for name, record in named.items()
     )
     first = next(iter(records.values()))
@@ -120,7 +120,8 @@ def _maps(study: Study) -> Section:
     text = (
         "Each cell is the correlation of one unit of A (row) with one unit of B (column) over the training images, "
         "after the nonlinearity: blue together, orange opposed. Before aligning, matching units are scattered; after "
-        "it they lie on the diagonal, whose mean stands above each map."
+        "it they lie on the diagonal, whose mean stands above each map. A group that is seen at several places is "
+        "shown at the last of them."
     )
     items = []
     for name, (before, after) in study.correlations.items():
@@ -162,8 +163,8 @@ def _symmetry(study: Study) -> Section:
     rows = [[g.name, str(g.size), str(g.kind), str(len(study.spec.of(g.name)))] for g in study.spec.groups.values()]
     text = (
         "The groups below were derived from one computation of the model: all axes of all tensors that must be "
-        "reordered together so that the function stays the same. Random members of every group were applied and the outputs "
-        "compared before anything was aligned."
+        "reordered together so that the function stays the same. Random members of every group were applied and the "
+        "outputs compared before anything was aligned."
     )
     items = [Table("Groups of units that may change order", ["group", "units", "class", "tensor axes"], rows)]
     return Section("What may move", [text], items)
@@ -198,11 +199,11 @@ def _percent(share: float) -> str:
 
 
 def _accuracy_barrier(record: Barrier) -> str:
-    return "not measured" if record.accuracy_barrier is None else f"{100 * record.accuracy_barrier:.1f} %"
+    return "not measured" if record.accuracy_barrier is None else f"{100 * record.accuracy_barrier:.1f}"
 
 
 def _drop(record: Barrier) -> str:
-    return f"barrier {_accuracy_barrier(record)}"
+    return f"accuracy barrier {_accuracy_barrier(record)} points"
 
 
 def _version(name: str) -> str:

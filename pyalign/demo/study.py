@@ -17,7 +17,7 @@ from pyalign.demo.training import accuracy, train
 from pyalign.errors import InputError, PyalignWarning
 from pyalign.matching import align
 from pyalign.paths import Barrier, barrier
-from pyalign.statistics import collect
+from pyalign.statistics.collect import collect
 from pyalign.symmetry import Alignment, SymmetrySpec, derive
 
 __all__ = ["METHODS", "Settings", "Study", "run"]
@@ -130,10 +130,10 @@ def run(settings: Settings | None = None, *, progress: bool | None = None) -> St
         )
     with _timed(seconds, "correlations"):
         correlations = _correlations(model_a, model_b, ends["activation"], spec, data)
-    rates = [accuracy(model, unseen) for model in (model_a, model_b)]
+    right_a, right_b = accuracy(model_a, unseen), accuracy(model_b, unseen)
     return Study(
-        chosen, model_a, model_b, *rates, spec, alignments, barriers, recalibrated, correlations, seconds
-    )  # fmt: skip
+        chosen, model_a, model_b, right_a, right_b, spec, alignments, barriers, recalibrated, correlations, seconds
+    )
 
 
 def _barriers(
@@ -157,8 +157,8 @@ def _correlations(
         for seen in (collect(model_a, end, spec, data, sites="last", progress=False) for end in (model_b, aligned_b))
     ]
     names = [name for name in spec.groups if name in pairs[0]]
-    step = max(1, -(-len(names) // MAPS))
-    return {name: (pairs[0][name], pairs[1][name]) for name in names[::step]}
+    chosen = sorted({round(k * (len(names) - 1) / (MAPS - 1)) for k in range(MAPS)}) if names else []
+    return {names[k]: (pairs[0][names[k]], pairs[1][names[k]]) for k in chosen}
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def train(
             optimiser.param_groups[0]["lr"] = PEAK_RATE * _cycle((step + 1) / (steps + 1))
             optimiser.zero_grad()
             loss = F.cross_entropy(model(images), data.labels[chosen])
-            loss.backward()
+            torch.autograd.backward(loss)
             optimiser.step()
             bar.update()
     return model.eval()

@@ -138,7 +138,7 @@ def correlation_figure(
             axes.tick_params(length=2)
         pair[0].set_ylabel("unit of A")
         bar = figure.colorbar(image, ax=pair, ticks=[-1, 0, 1], fraction=0.04, pad=0.02, label="correlation")
-        bar.outline.set_edgecolor(MUTED)  # type: ignore[operator]
+        bar.outline.set_edgecolor(MUTED)
         if name:
             figure.suptitle(name, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure

@@ -88,7 +88,8 @@ def styled(**settings: Any) -> Iterator[None]:
         raise PyalignError(
             "figures need matplotlib, which is not installed", given=str(missing), do="pip install 'pyalign-nn[report]'"
         ) from missing
-    with matplotlib.rc_context({**_SETTINGS, **settings}):
+    chosen: Any = _SETTINGS | settings
+    with matplotlib.rc_context(chosen):
         yield
 
 

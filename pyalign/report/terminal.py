@@ -60,8 +60,11 @@ def terminal_plot(
     span = high - low or 1.0
     grid = [[" "] * columns for _ in range(height)]
     for mark, values in zip(marks, sampled.values(), strict=False):
-        for column, value in enumerate(values):
-            grid[height - 1 - round((value - low) / span * (height - 1))][column] = mark
+        rows = [height - 1 - round((value - low) / span * (height - 1)) for value in values]
+        for column, (row, earlier) in enumerate(zip(rows, [rows[0], *rows], strict=False)):
+            step = 1 if row > earlier else -1
+            for filled in [row, *range(earlier + step, row, step)]:  # a steep curve stays in one piece
+                grid[filled][column] = mark
     bar, corner, dash = ("│", "└", "─") if unicode else ("|", "+", "-")
     lines = [label]
     for row, cells in enumerate(grid):

@@ -30,7 +30,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=("activation", "weight"), default="activation", help="default: %(default)s")
     parser.add_argument("--observe", choices=("after", "before"), help="activations after or before the nonlinearity")
     parser.add_argument("--similarity", choices=("correlation", "covariance", "second moment"), help="of activations")
-    parser.add_argument("--restarts", type=int, metavar="N", help="weight matching: further tries with other seeds")
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="weight matching: searches with different orders, of which the best is kept",
+    )
     parser.add_argument("--out", metavar="PATH", help="write the aligned model B, in the form that --b has")
     parser.add_argument("--save", metavar="FILE", help="write the alignment itself (.safetensors)")
     add_data_options(parser, purpose="what both models see; weight matching uses the first batch only: ")

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pyalign.cli.answers import Answer, UsageError, plain, write_text
+from pyalign.cli.answers import Answer, UsageError, write_text
 from pyalign.cli.data import add_data_options, load_data
 from pyalign.cli.models import add_model_options, load_model
 from pyalign.statistics import checked, split
-from pyalign.symmetry import derive
+from pyalign.symmetry import Group, Wreath, derive
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "NAME", "add_options", "run"]
 
@@ -51,10 +51,15 @@ def run(args: argparse.Namespace) -> Answer:
     model = load_model(args, args.a, "--a")
     inputs = _inputs(args)
     spec = derive(model, inputs)
-    checked_spec = None if args.no_verify else spec.verify(model, inputs, seed=args.seed)
+    proof = None if args.no_verify else spec.verify(model, inputs, seed=args.seed)
     if args.out is not None:
         write_text(args.out, json.dumps(spec.to_dict()) + "\n")
-    text = spec.report() + ("" if checked_spec is None else f"\n\n{checked_spec}")
+    text = spec.report()
+    if proof is not None:
+        text += (
+            f"\n\nverified: random elements of {proof.groups} groups change the outputs by {proof.error:.2g} of their "
+            f"largest value (rounding explains {proof.tolerance:.2g})"
+        )
     record: dict[str, Any] = {
         "fingerprint": spec.fingerprint,
         "groups": [
@@ -62,7 +67,7 @@ def run(args: argparse.Namespace) -> Answer:
                 "name": group.name,
                 "size": group.size,
                 "kind": group.kind,
-                "structure": group.structure,
+                "structure": _structure(group),
                 "reason": group.reason,
                 "bindings": [
                     {"tensor": b.tensor, "axis": b.axis, "side": b.side, "role": b.role} for b in spec.of(group.name)
@@ -72,10 +77,16 @@ def run(args: argparse.Namespace) -> Answer:
         ],
         "fixed": spec.fixed,
         "notes": spec.notes,
-        "verified": None if checked_spec is None else plain(checked_spec),
+        "verified": proof,
         "written": [args.out] if args.out else [],
     }
     return Answer(text, record)
+
+
+def _structure(group: Group) -> dict[str, Any]:
+    if isinstance(group.structure, Wreath):
+        return {"name": "blocks", "outer": group.structure.outer, "blocks": group.structure.blocks}
+    return {"name": "flat"}
 
 
 def _inputs(args: argparse.Namespace) -> Any:

@@ -64,7 +64,7 @@ def _text(record: dict[str, Any]) -> str:
     ]
     wide = max(len(name) for name, _ in facts)
     lines = [f"{name.ljust(wide)}  {value}" for name, value in facts]
-    return "\n".join([*lines, "", table(["operation", "implementation", "runs here", "why not"], rows, limit=120)])
+    return "\n".join([*lines, "", table(["operation", "implementation", "runs here", "why not"], rows, limit=400)])
 
 
 def _version(name: str) -> str | None:
