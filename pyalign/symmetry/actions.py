@@ -29,13 +29,11 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
         A new tensor, or `tensor` itself when nothing moves.
     """
     axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings if b.group in elements})
-    rows = None
     for _, axis, blocks in axes:
         here = [b for b in bindings if b.axis == axis and b.blocks == blocks and b.group in elements]
         index, scale = axis_map(here, elements, blocks * tensor.shape[axis], power)
         if blocks > 1:
-            rows = _rows(bindings, elements, tensor.shape[0]) if rows is None else rows
-            tensor = _act_on_fibre(tensor, axis, blocks, index, scale, rows)
+            tensor = _act_on_fibre(tensor, axis, blocks, index, scale)
             continue
         if index is not None:
             tensor = tensor.index_select(axis, index.to(tensor.device))
@@ -60,21 +58,13 @@ def axis_map(bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermu
     return (index if moved else None), (None if bool((scale == 1).all()) else scale)
 
 
-def _rows(bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], length: int) -> Tensor:
-    here = [b for b in bindings if b.axis == 0 and b.blocks == 1 and b.group in elements]
-    index, _ = axis_map(here, elements, length)
-    return torch.arange(length) if index is None else index
-
-
-def _act_on_fibre(tensor: Tensor, axis: int, blocks: int, index: Tensor | None, scale: Tensor | None,
-                  rows: Tensor) -> Tensor:
-    # Axis 0 has moved already: row o now holds what was row rows[o]; both lie in whole blocks.
+def _act_on_fibre(tensor: Tensor, axis: int, blocks: int, index: Tensor | None, scale: Tensor | None) -> Tensor:
+    # Axis 0 has moved already, in whole blocks: each row now takes its entries from the block it came from.
     width, per_block = tensor.shape[axis], tensor.shape[0] // blocks
     block = torch.arange(tensor.shape[0]) // per_block
     whole = torch.arange(blocks * width) if index is None else index
-    local = whole.reshape(blocks, width)[block] - (rows // per_block * width).unsqueeze(1)
-    if bool((local < 0).any()) or bool((local >= width).any()):
-        raise ValueError("the blocks of the two axes of a grouped tensor moved differently")
+    # Blocks move alike on both axes, so the entry lies in the row's own block (a wrong spec is caught by verify).
+    local = whole.reshape(blocks, width)[block] % width
     shape = [1] * tensor.dim()
     shape[0], shape[axis] = tensor.shape[0], width
     tensor = tensor.take_along_dim(local.reshape(shape).to(tensor.device), axis)

@@ -35,17 +35,20 @@ def build_spec(ties: Ties, units: Units, sights: Sequence[Sight], shapes: Mappin
     slots = Slots(units)
     layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
     layout = [(axis, found) for axis, found in layout if not (axis.blocks == 1 and _has_fibre(ties, axis))]
+    bound = {key for _, found in layout for key in found}
+    units.classes[:] = [c for c in units.classes if id(c) in bound or any(o.outer is c and id(o) in bound for o in units.classes)]
+    slots = Slots(units)
     _name(units.classes, layout)
     scales = Scales(ties, units)
     groups, bindings = {}, []
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
         kept = _kept(ties, units, c)
-        kind, reason, power = (Kind.PERMUTATION, kept, dict[int, int]()) if kept else scales.of(c)
+        kind, reason, power = scales.of(c) if id(c) in bound else (Kind.PERMUTATION, "moves the blocks of other groups", {})
         structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
-        groups[c.name] = Group(c.name, len(c.units), kind, structure, reason)
+        groups[c.name] = Group(c.name, len(c.units), kind, structure, kept or reason)
         for axis, found in layout:
             if id(c) in found:
-                bindings.append(_binding(axis, c, found[id(c)], power))
+                bindings += _bindings(axis, c, found[id(c)], power)
     fixed = _fixed(ties, units, layout)
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
@@ -78,7 +81,8 @@ class Slots:
             order = np.lexsort((places, self.units.signature[atoms[places]], slot))
             counts = np.bincount(slot, minlength=len(c.units))
             if counts.min() == counts.max():
-                found[id(c)] = torch.from_numpy(places[order].reshape(len(c.units), -1).copy())
+                positions = places[order].reshape(len(c.units), -1)
+                found[id(c)] = torch.from_numpy(positions[:, np.argsort(positions[0])].copy())
         return found
 
 
@@ -107,11 +111,15 @@ def _name(classes: Sequence[Class], layout: Sequence[tuple[ParameterAxis, dict[i
         c.name = base if taken[base] == 1 else f"{base}:{taken[base]}"
 
 
-def _binding(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[int, int]) -> AxisBinding:
-    atom = axis.start + int(positions[0, 0])
-    side = {1: Side.COVARIANT, -1: Side.CONTRAVARIANT, 0: Side.DIAGONAL}[power.get(atom, 0)]
+def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[int, int]) -> list[AxisBinding]:
+    """One binding for each side: entries of a unit that scale differently are bound apart."""
     role = Role.TRANSFORMED if axis.buffer else Role.MATCHED
-    return AxisBinding(axis.tensor, axis.axis, c.name, side, role, positions, axis.blocks)
+    sides: dict[Side, list[int]] = {}
+    for run, place in enumerate(positions[0].tolist()):
+        side = {1: Side.COVARIANT, -1: Side.CONTRAVARIANT, 0: Side.DIAGONAL}[power.get(axis.start + place, 0)]
+        sides.setdefault(side, []).append(run)
+    return [AxisBinding(axis.tensor, axis.axis, c.name, side, role, positions[:, runs], axis.blocks)
+            for side, runs in sides.items()]
 
 
 def _kept(ties: Ties, units: Units, c: Class) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import warnings
 from collections.abc import Iterator
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.build import build_spec
-from pyalign.symmetry.calls import call, state_of, tensors_of
+from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.labels import Label
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.solve import solve_units
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.ties import Ties
-from pyalign.symmetry.tracer import Trace, source_label
+from pyalign.symmetry.tracer import Escapes, Trace, source_label
 
 __all__ = ["derive", "untouched"]
+
+logger = logging.getLogger("pyalign")
+_EXTRA_TRACES = 4
 
 
 def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
@@ -62,12 +66,35 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
         try:
             traces.append(_run(model, example_inputs, ties, sources, training=True))
         except DataError as error:
-            notes.append(f"parameters that are used in training only could not be traced ({error})")
+            logger.info("the model does not run in training mode on these inputs: %s", error)
+    for seed in range(_EXTRA_TRACES):
+        if _unreached(model, traces):
+            traces.append(_run(model, _noisy(example_inputs, seed), ties, sources, training=False))
     unreached = _unreached(model, traces)
     notes += [f"never used in the computation: {', '.join(unreached)}"] if unreached else []
+    if unreached:
+        warnings.warn(f"{len(unreached)} parameters were never used on these inputs and are left alone ({unreached[0]}, ...); "
+                      "if other inputs use them, derive with inputs that do", PyalignWarning, stacklevel=2)
+    used = set().union(*(trace.used for trace in traces))
+    dead = {*unreached, *(name for name, b in model.named_buffers() if id(b) not in used)}
+    for axis in ties.axes:
+        if axis.tensor in dead:
+            ties.pin(np.arange(axis.start, axis.start + axis.size), "never used in the computation")
     notes += _unknown(traces)
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
     return build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes)
+
+
+def _noisy(inputs: Any, seed: int) -> Any:
+    """The same inputs with noise as large as they are, to reach branches that depend on values (routers)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return x + torch.randn(x.shape, generator=generator).to(x.device, x.dtype) * (float(x.float().std()) if x.numel() > 1 else 1.0)
+
+    return map_tensors(inputs, noise)
 
 
 @contextmanager
@@ -93,11 +120,11 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 def _sources(model: nn.Module, ties: Ties) -> tuple[list[tuple[Tensor, Label]], dict[str, str]]:
-    """Labels of parameters and floating-point persistent buffers, and the tied names."""
+    """Labels of parameters, of persistent buffers (numbers and masks, not indices), and the tied names."""
     persistent = set(model.state_dict().keys())
     named: list[tuple[str, Tensor, bool]] = [(n, p, False) for n, p in model.named_parameters(remove_duplicate=False)]
     named += [(n, b, True) for n, b in model.named_buffers(remove_duplicate=False)
-              if n in persistent and b.is_floating_point()]
+              if n in persistent and (b.is_floating_point() or b.dtype == torch.bool)]
     first: dict[int, str] = {}
     sources: list[tuple[Tensor, Label]] = []
     aliases: dict[str, str] = {}
@@ -116,7 +143,7 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
     trace = Trace(ties, scope, [*sources, *given])
     with untouched(model, training), torch.no_grad(), plain_operators(model), scope:
         try:
-            with trace:
+            with trace, Escapes(trace):
                 output = call(model, inputs)
         except Exception as error:
             shapes = [tuple(t.shape) for t in tensors_of(inputs)]
@@ -124,6 +151,7 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
                             given=f"tensors of shapes {shapes}", expected="what model(...) takes",
                             do="pass a tensor, a tuple of positional or a mapping of keyword arguments") from error
     for tensor in tensors_of(output):
+        trace.leak(tensor)
         for plane in trace.planes(tensor):
             ties.pin(np.unique(plane.atoms.numpy()), "output of the model")
     return trace

@@ -42,10 +42,17 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """Planes of one tensor, at most one per axis; `random` for noise that knows no order of units."""
+    """What is known of one tensor.
+
+    Args:
+        planes: Its planes, at most one per axis.
+        random: It is noise, which knows no order of units.
+        leaks: Planes of units whose numbers the tensor holds (argmax); using it pins them.
+    """
 
     planes: tuple[Plane, ...] = ()
     random: bool = False
+    leaks: tuple[Plane, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

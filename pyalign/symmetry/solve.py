@@ -105,6 +105,7 @@ def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
     return {u: tuple(sorted(bs)) for u, bs in found.items()}
 
 
+@np.errstate(over="ignore")
 def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], fixed: int) -> HashArray:
     """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
     key = content.copy()

@@ -42,6 +42,7 @@ class Ties:
     scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
+    pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
     events: int = 0
 
     @property
@@ -53,7 +54,14 @@ class Ties:
         """Numbers of `count` new atoms."""
         start = self.atoms
         self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
+        self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
         return np.arange(start, start + count)
+
+    def new_blocks(self, count: int) -> IntArray:
+        """Atoms that stand for `count` blocks of other atoms."""
+        blocks = self.new_atoms(count)
+        self.mark(blocks, np.zeros(count, np.int64))
+        return blocks
 
     def new_axis(self, tensor: str, axis: int, size: int, blocks: int = 1, buffer: bool = False) -> IntArray:
         """The atoms of a parameter's axis."""
@@ -75,6 +83,7 @@ class Ties:
     def pin(self, atoms: Iterable[int] | IntArray, reason: str) -> None:
         """These atoms cannot move."""
         found = np.unique(np.asarray(atoms, np.int64))
+        self.pinned[found] = True
         self.pins.append((found, reason))
         self.edges.append((found, np.full(len(found), FIXED)))
 
@@ -94,7 +103,10 @@ class Ties:
             self.pin(atoms.reshape(-1), reason)
             return
         first = atoms[tuple(slice(0, 1) if d in varying else slice(None) for d in range(atoms.ndim))]
-        self.edges.append((np.broadcast_to(first, atoms.shape).reshape(-1).copy(), atoms.reshape(-1)))
+        leader = np.broadcast_to(first, atoms.shape).reshape(-1).copy()
+        self.edges.append((leader, atoms.reshape(-1)))
+        if plane.scaled:
+            self.tie_scale(leader, atoms.reshape(-1), 1)
         self.keeps.append((np.unique(atoms), reason, True))
         self._mark_places(plane, dims)
 
@@ -107,6 +119,10 @@ class Ties:
                 shape[d] = atoms.shape[d]
                 role = role * atoms.shape[d] + np.arange(atoms.shape[d]).reshape(shape)
         self.mark(atoms.reshape(-1), np.broadcast_to(role, atoms.shape).reshape(-1))
+
+    def moves(self, plane: Plane) -> bool:
+        """Whether some of its atoms may still move."""
+        return not bool(self.pinned[as_array(plane.atoms)].all())
 
     def see(self, plane: Plane) -> None:
         """A plane appeared in the computation: what is in it has something in common."""

@@ -10,17 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.labels import Label, Operand, Plane, place
 from pyalign.symmetry.locate import ModuleScope
-from pyalign.symmetry.rules import RULES, SIGHTS, fallback, is_random
+from pyalign.symmetry.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.rules.base import Rule
 from pyalign.symmetry.ties import Ties
 
-__all__ = ["Call", "Sight", "Trace"]
+__all__ = ["Call", "Escapes", "Sight", "Trace"]
 
 logger = logging.getLogger("pyalign")
 
@@ -71,6 +73,7 @@ class Trace(TorchDispatchMode):
         self.sights: list[Sight] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.used: set[int] = set()
+        self.leaking: dict[str, tuple[Plane, ...]] = {}
         self._counts: Counter[tuple[str, int, str]] = Counter()
         self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
         for tensor, label in sources:
@@ -91,7 +94,9 @@ class Trace(TorchDispatchMode):
         call = Call(base, func, seen, kwargs, out, self.scope.current[0])
         inputs = [t for t in tensors_of([args, kwargs]) if self.label(t) is not None]
         self.used.update(self._sources.get(_geometry(t), 0) for t in inputs)
-        if is_random(base) or (inputs and all(self._is_random(t) for t in inputs) and base != "copy"):
+        if base in CONSTANT:
+            self._clear(out)
+        elif is_random(base) or (inputs and all(self._is_random(t) for t in inputs) and base != "copy"):
             self._set(out, [Label(random=True)] * len(tensors_of(out)))
         elif inputs:
             self._label(call, in_place)
@@ -108,6 +113,12 @@ class Trace(TorchDispatchMode):
         """The planes of a tensor, none for a constant."""
         label = self.label(tensor)
         return () if label is None else label.planes
+
+    def leak(self, tensor: Tensor) -> None:
+        """A tensor is used: units whose numbers it holds cannot move."""
+        label = self.label(tensor)
+        for plane in label.leaks if label is not None else ():
+            self.ties.pin(plane.atoms.unique().numpy(), "its number is used as a value")
 
     def operand(self, tensor: Any, dims: Sequence[int], rank: int) -> Operand:
         """A tensor seen from an index space: its axis d is axis `dims[d]` of `rank` axes.
@@ -139,18 +150,28 @@ class Trace(TorchDispatchMode):
         label = self.label(tensor)
         return label is not None and label.random
 
+    def _clear(self, out: Any) -> None:
+        for tensor in tensors_of(out):
+            self.labels.pop(tensor, None)
+            for plane in self.planes(tensor._base) if tensor._base is not None else ():
+                self.ties.pin(plane.atoms.unique().numpy(), "overwritten in part")
+
     def _label(self, call: Call, in_place: bool) -> None:
+        for tensor in tensors_of([call.args, call.kwargs]):
+            self.leak(tensor)
         rule = RULES.get(call.name)
         if rule is None and torch.Tag.pointwise in call.func.tags:
             rule = RULES["pointwise"]
         results = self._ruled(rule, call)
         outputs = tensors_of(call.out)
         results = [*results, *[()] * (len(outputs) - len(results))]
+        results = [tuple(p for p in planes if self.ties.moves(p)) for planes in results]
         for planes in results:
             for plane in planes:
                 self.ties.see(plane)
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
-        self._set(call.out, [Label(planes) for planes in results])
+        leaks = self.leaking.pop("planes", ())
+        self._set(call.out, [Label(planes, leaks=leaks if n else ()) for n, planes in enumerate(results)])
         if in_place and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill") and (
             before is None or not before.planes
         ):
@@ -183,11 +204,25 @@ class Trace(TorchDispatchMode):
         full = torch.zeros(base.shape, dtype=torch.int64)
         if old:
             full.copy_(old[0].atoms.expand(base.shape))
+        elif self.label(base) is None and planes and len(planes[0].dims) == 1:
+            full.copy_(self._unwritten(base, target, planes[0].dims[0]))
         region = full.as_strided(target.shape, target.stride(), target.storage_offset())
         region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
         from pyalign.symmetry.rules.moving import settle
 
         self.labels[base] = Label(settle(self, [Plane(full, all(p.scaled for p in (*planes, *old)))]))
+
+    def _unwritten(self, base: Tensor, target: Tensor, axis: int) -> Tensor:
+        """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where they are alike."""
+        written = torch.zeros(base.shape, dtype=torch.bool)
+        written.as_strided(target.shape, target.stride(), target.storage_offset()).fill_(True)
+        others = tuple(d for d in range(base.dim()) if d != axis)
+        rest = base.index_select(axis, torch.where(~(written.any(others) if others else written))[0].to(base.device))
+        if target.dim() != base.dim() or not rest.numel() or not bool((rest == rest.narrow(axis, 0, 1)).all()):
+            return torch.zeros((), dtype=torch.int64)
+        shape = [1] * base.dim()
+        shape[axis] = base.shape[axis]
+        return torch.from_numpy(self.ties.new_atoms(base.shape[axis])).reshape(shape)
 
     def _sight(self, call: Call, outputs: list[Tensor], results: list[tuple[Plane, ...]]) -> None:
         rank = SIGHTS.get(call.name)
@@ -200,6 +235,25 @@ class Trace(TorchDispatchMode):
         axes = [(plane.dims[0], plane) for plane in results[0] if len(plane.dims) == 1]
         if outputs[0].is_floating_point():
             self.sights.extend(Sight((*key, index), axis, plane, rank) for axis, plane in axes)
+
+
+class Escapes(TorchFunctionMode):
+    """Notices values that leave torch (for Python numbers, lists or numpy), where no operator can be seen any more."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Pin what leaves, then run the function."""
+        if getattr(func, "__name__", "") in _LEAVES and args and isinstance(args[0], Tensor):
+            self.trace.leak(args[0])
+            for plane in self.trace.planes(args[0]):
+                self.trace.ties.pin(plane.atoms.unique().numpy(), "its values leave torch")
+        return func(*args, **(kwargs or {}))
+
+
+_LEAVES = frozenset({"tolist", "numpy", "__array__", "item", "__float__", "__int__", "__bool__", "__index__", "__dlpack__", "data_ptr"})
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -215,5 +269,6 @@ def source_label(ties: Ties, name: str, tensor: Tensor, buffer: bool) -> Label:
         if size > 1:
             shape = [1] * tensor.dim()
             shape[axis] = size
-            planes.append(Plane(torch.from_numpy(ties.new_axis(name, axis, size, buffer=buffer)).reshape(shape)))
+            atoms = torch.from_numpy(ties.new_axis(name, axis, size, buffer=buffer)).reshape(shape)
+            planes.append(ties.limit_scale(Plane(atoms), Kind.PERMUTATION, "a buffer has no scale") if buffer else Plane(atoms))
     return Label(tuple(planes))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pyalign.errors import SymmetryError
-from pyalign.symmetry.calls import map_tensors, state_of, tensors_of
+from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
 from pyalign.symmetry.groups import AxisBinding, Role, Side
 from pyalign.symmetry.spec import SymmetrySpec
@@ -71,13 +71,16 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
 
 
 class _Probe:
-    """A model with noisy float64 weights, and how far transformed weights move its outputs."""
+    """A float64 copy of a model with noisy weights, and how far transformed weights move its outputs."""
 
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
-        self.model = model
+        self.model = copy.deepcopy(model).double()
         self.generator = torch.Generator().manual_seed(seed)
         self.inputs = map_tensors(inputs, self._input)
-        self.state = {name: self._noisy(name, tensor) for name, tensor in self._first_names(model).items()}
+        self.state = {name: self._noisy(name, tensor) for name, tensor in state_of(self.model).items()}
+        first: dict[int, Tensor] = {}
+        for name, tensor in state_of(self.model).items():
+            self.state[name] = first.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), self.state[name])
         self.base = self.outputs(self.state)
         self.scale = max((float(t.abs().max()) for t in self.base if t.numel()), default=0.0) or 1.0
 
@@ -99,18 +102,10 @@ class _Probe:
     def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
         """All floating-point outputs, in float64."""
         with untouched(self.model), torch.no_grad():
-            result = functional_call(self.model, dict(state), self._arguments()[0], self._arguments()[1], tie_weights=True)
+            for name, tensor in state_of(self.model).items():
+                tensor.copy_(state[name])
+            result = call(self.model, self.inputs)
         return [t.double() for t in tensors_of(result) if t.is_floating_point()]
-
-    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if isinstance(self.inputs, Mapping):
-            return (), dict(self.inputs)
-        return (tuple(self.inputs) if isinstance(self.inputs, (tuple, list)) else (self.inputs,)), {}
-
-    def _first_names(self, model: nn.Module) -> dict[str, Tensor]:
-        state = state_of(model)
-        kept = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        return {name: tensor for name, tensor in state.items() if name in kept}
 
     def _input(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -138,31 +133,64 @@ def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermu
         alone = {name: elements[name] for name in members}
         if probe.error(spec, alone) <= tolerance:
             continue
-        name = members[-1]
-        for binding in (b for m in members for b in spec.of(m)):
-            rest = _with(spec, [b for b in spec.bindings if b is not binding])
-            if probe.error(rest, alone) <= tolerance:
-                return f"group {binding.group!r} must not be bound to axis {binding.axis} of {binding.tensor!r}"
-            for moved in _candidates(spec, binding.group, [binding.tensor]):
-                if probe.error(_with(rest, [*rest.bindings, moved]), alone) <= tolerance:
-                    return (f"group {binding.group!r} is bound to axis {binding.axis} of {binding.tensor!r}, "
-                            f"but belongs to its axis {moved.axis}")
-        for missing in _candidates(spec, name, spec.shapes):
-            if probe.error(_with(spec, [*spec.bindings, missing]), alone) <= tolerance:
-                return f"group {name!r} lacks a binding to axis {missing.axis} of {missing.tensor!r}"
-        bound = ", ".join(f"{b.tensor}[{b.axis}]" for b in spec.of(name))
-        return f"group {name!r}, bound to {bound}, changes the outputs (more than one binding is wrong)"
+        moved = {name: ScaledPermutation(g.perm) for name, g in alone.items()}
+        if probe.error(spec, moved) <= tolerance:
+            kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in members)
+            return f"reordering is right, but signs or scales are not, in group {kinds} on {_bound(spec, members)}"
+        return _mend(spec, probe, members, moved, tolerance)
     return "every group holds by itself, but not all together"
 
 
-def _candidates(spec: SymmetrySpec, group: str, tensors: Iterable[str]) -> list[AxisBinding]:
-    """Bindings a group could have to free axes of its size."""
-    size = spec.groups[group].size
-    whole = torch.arange(size).unsqueeze(1)
-    taken = {(b.tensor, b.axis) for b in spec.bindings if b.group == group}
-    return [AxisBinding(name, axis, group, Side.DIAGONAL, Role.MATCHED, whole)
-            for name in tensors for axis, length in enumerate(spec.shapes[name])
-            if length == size and (name, axis) not in taken]
+def _mend(spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, ScaledPermutation], tolerance: float) -> str:
+    """The one binding that is too much, misplaced or missing."""
+    for binding in (b for m in members for b in spec.of(m)):
+        rest = _with(spec, [b for b in spec.bindings if b is not binding])
+        if probe.error(rest, moved) <= tolerance:
+            return f"group {binding.group!r} must not be bound to axis {binding.axis} of {binding.tensor!r}"
+        for other in _candidates(rest, binding.group, [binding.tensor]):
+            if probe.error(_with(rest, [*rest.bindings, other]), moved) <= tolerance:
+                return (f"group {binding.group!r} is bound to axis {binding.axis} of {binding.tensor!r}, "
+                        f"but belongs to its axis {other.axis}")
+    for name in members:
+        for missing in _candidates(spec, name, spec.shapes):
+            if probe.error(_with(spec, [*spec.bindings, missing]), moved) <= tolerance:
+                return f"group {name!r} lacks a binding to axis {missing.axis} of {missing.tensor!r}"
+    return f"group {members[-1]!r}, bound to {_bound(spec, members)}, changes the outputs (more than one binding is wrong)"
+
+
+def _bound(spec: SymmetrySpec, members: Iterable[str]) -> str:
+    return ", ".join(f"{b.tensor}[{b.axis}]" for m in members for b in spec.of(m))
+
+
+def _candidates(spec: SymmetrySpec, name: str, tensors: Iterable[str]) -> list[AxisBinding]:
+    """Bindings a group could have to stretches of axes that no group owns yet."""
+    group = spec.groups[name]
+    blocks = getattr(group.structure, "blocks", 1)
+    found = []
+    for tensor in tensors:
+        shape = spec.shapes[tensor]
+        for axis, length in enumerate(shape):
+            for fold in {1, blocks if axis == 1 and shape[0] % blocks == 0 else 1}:
+                for start, stop in _free(spec, tensor, axis, length * fold, fold):
+                    if stop - start >= group.size and (stop - start) % group.size == 0:
+                        positions = torch.arange(start, stop).reshape(group.size, -1)
+                        found.append(AxisBinding(tensor, axis, name, Side.DIAGONAL, Role.MATCHED, positions, fold))
+    return found
+
+
+def _free(spec: SymmetrySpec, tensor: str, axis: int, length: int, blocks: int) -> list[tuple[int, int]]:
+    """Maximal stretches of an axis that no binding covers."""
+    taken = torch.zeros(length + 1, dtype=torch.bool)
+    taken[length] = True
+    for b in spec.on(tensor):
+        if b.axis == axis and b.blocks == blocks:
+            taken[b.positions] = True
+    stretches, start = [], 0
+    for place in torch.where(taken)[0].tolist():
+        if place > start:
+            stretches.append((start, place))
+        start = place + 1
+    return stretches
 
 
 def _with(spec: SymmetrySpec, bindings: Iterable[AxisBinding]) -> SymmetrySpec:

@@ -14,7 +14,7 @@ from pyalign.symmetry.ties import as_array
 if TYPE_CHECKING:
     from pyalign.symmetry.tracer import Call, Trace
 
-__all__ = ["RULES", "SIGHTS", "fallback", "is_random"]
+__all__ = ["CONSTANT", "RULES", "SIGHTS", "fallback", "is_random"]
 
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
@@ -29,6 +29,9 @@ RULES: dict[str, Rule] = {
 
 SIGHTS: dict[str, int] = {**pointwise.SIGHTS, **normalisation.SIGHTS, **contraction.SIGHTS}
 """Operators whose output may serve as an observation site: 0 nonlinearity, 1 gate, 2 sum or norm, 3 product."""
+
+
+CONSTANT = creation.CONSTANT
 
 
 def is_random(name: str) -> bool:

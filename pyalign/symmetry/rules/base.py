@@ -40,6 +40,9 @@ def combine(trace: Trace, operands: Sequence[Operand], mode: str, reason: str,
         for plane in operand.planes:
             if plane.along(others):
                 trace.ties.distinguish(plane, others, reason)
+    operands = [
+        Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero) for operand in operands
+    ]
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
         for j, q in ranked[n + 1 :]:

@@ -134,12 +134,16 @@ def _on(operand: Operand, group: int, inner: int) -> list[Plane]:
 
 
 def _block(trace: Trace, members: Sequence[Plane], groups: int, rank: int) -> None:
-    blocks = trace.ties.new_atoms(groups)
+    """What each block holds moves with it, inputs and outputs alike."""
     shape = [1] * rank
     shape[1] = groups
-    trace.ties.mark(blocks, blocks * 0)
+    first = None
     for plane in members:
+        blocks = trace.ties.new_blocks(groups)
         trace.ties.block(as_array(plane.atoms), blocks.reshape(shape))
+        if first is not None:
+            trace.ties.tie(first, blocks)
+        first = blocks
 
 
 def _tie_in_blocks(trace: Trace, xs: Operand, ws: Operand, rank: int) -> tuple[Operand, Operand]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
-from pyalign.symmetry.labels import FIXED, Plane, compact
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.labels import FIXED, Operand, Plane, compact
 from pyalign.symmetry.rules.base import Planes, Rule, combine, pin
 from pyalign.symmetry.ties import Ties
 
@@ -94,30 +95,35 @@ def concatenated(trace: Trace, call: Call) -> list[Planes]:
     for t in parts:
         o = trace.operand(t, range(rank), rank)
         rest = tuple(p for p in o.planes if not p.along({axis}))
-        operands.append(type(o)(rest, o.fixed - {axis}, o.zero))
+        operands.append(Operand(rest, o.fixed - {axis}, o.zero))
     planes = list(combine(trace, operands, "add", f"joined with values that belong to no unit, in {call.place}"))
     if any(along):
-        planes.append(_joined(trace.ties, parts, along, axis))
+        planes.append(_joined(trace, parts, along, axis))
     return [settle(trace, planes)]
 
 
-def _joined(ties: Ties, parts: Sequence[Tensor], along: Sequence[Sequence[Plane]], axis: int) -> Plane:
+def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plane]], axis: int) -> Plane:
     pieces = []
     for t, planes in zip(parts, along, strict=True):
-        shape = [1] * t.dim()
-        shape[axis] = t.shape[axis]
-        atoms = planes[0].atoms if planes else torch.full(shape, FIXED)
+        o = trace.operand(t, range(t.dim()), t.dim())
+        atoms = planes[0].atoms if planes else _nobody(trace.ties, t.shape[axis], axis, t.dim(), axis in o.fixed)
         pieces.append(atoms.expand([t.shape[axis] if d == axis else size for d, size in enumerate(atoms.shape)]))
     widest = [max(piece.shape[d] for piece in pieces) for d in range(parts[0].dim())]
     full = [piece.expand([piece.shape[d] if d == axis else widest[d] for d in range(piece.dim())]) for piece in pieces]
-    scaled = all(planes[0].scaled for planes in along if planes)
+    scaled = all(planes[0].scaled if planes else trace.operand(t, range(t.dim()), t.dim()).zero
+                 for t, planes in zip(parts, along, strict=True))
     if not scaled:
-        from pyalign.symmetry.kinds import Kind
-
         for planes in along:
             for plane in planes:
-                ties.limit_scale(plane, Kind.PERMUTATION, "joined with values of fixed scale")
+                trace.ties.limit_scale(plane, Kind.PERMUTATION, "joined with values of fixed scale")
     return Plane(torch.cat(full, axis), scaled)
+
+
+def _nobody(ties: Ties, size: int, axis: int, rank: int, fixed: bool) -> Tensor:
+    """Atoms of entries that belong to no parameter: interchangeable when they are all alike, else fixed."""
+    shape = [1] * rank
+    shape[axis] = size
+    return torch.full(shape, FIXED) if fixed else torch.from_numpy(ties.new_atoms(size)).reshape(shape)
 
 
 def stacked(trace: Trace, call: Call) -> list[Planes]:
@@ -137,16 +143,41 @@ def padded(trace: Trace, call: Call) -> list[Planes]:
     for plane in trace.planes(source):
         atoms, scaled = plane.atoms, plane.scaled
         if value != 0:
-            from pyalign.symmetry.kinds import Kind
-
             scaled = trace.ties.limit_scale(plane, Kind.PERMUTATION, "padded with a number other than zero").scaled
         for k in range(len(pad) // 2):
             axis = source.dim() - 1 - k
             if atoms.shape[axis] > 1:
-                widths = [0] * (2 * k) + list(pad[2 * k : 2 * k + 2])
-                atoms = torch.nn.functional.pad(atoms, widths, value=FIXED)
+                atoms = _extended(trace.ties, atoms, axis, pad[2 * k], pad[2 * k + 1])
         planes.append(Plane(atoms, scaled))
     return [settle(trace, planes)]
+
+
+def _extended(ties: Ties, atoms: Tensor, axis: int, before: int, after: int) -> Tensor:
+    cut = atoms.narrow(axis, max(-before, 0), atoms.shape[axis] - max(-before, 0) - max(-after, 0))
+    ends = [_nobody(ties, max(width, 0), axis, atoms.dim(), False) for width in (before, after)]
+    full = [end.expand([end.shape[d] if d == axis else size for d, size in enumerate(cut.shape)]) for end in ends]
+    return torch.cat([full[0], cut, full[1]], axis)
+
+
+def strided(trace: Trace, call: Call) -> list[Planes] | None:
+    """as_strided that only changes the layout in memory."""
+    return same(trace, call) if call.out.shape == call.args[0].shape else None
+
+
+def index_added(trace: Trace, call: Call) -> list[Planes] | None:
+    """index_add: rows of the source are added to rows of the target; everything off that axis is a sum."""
+    target, dim, index, source = call.args[:4]
+    if trace.planes(index):
+        return None
+    rank, axis = target.dim(), dim % target.dim()
+    operands = []
+    for t in (target, source):
+        for plane in trace.planes(t):
+            if plane.along({axis}):
+                trace.ties.collapse(plane, {axis}, "added by index")
+        o = trace.operand(t, range(rank), rank)
+        operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
+    return [combine(trace, operands, "add", f"added by index to values that belong to no unit, in {call.place}")]
 
 
 def copied(trace: Trace, call: Call) -> list[Planes]:
@@ -156,15 +187,22 @@ def copied(trace: Trace, call: Call) -> list[Planes]:
     return [trace.broadcast(source, rank).planes]
 
 
-def cleared(trace: Trace, call: Call) -> list[Planes]:
-    """fill_ and zero_: a constant."""
-    return [()]
+def unfolded(trace: Trace, call: Call) -> list[Planes] | None:
+    """im2col (`F.unfold`): patches become the channel axis; padding is made of zeros, which belong to nobody."""
+    source, kernel, dilation, padding, stride = call.args[:5]
+    wide = [padding[1], padding[1], padding[0], padding[0]]
+    planes = []
+    for plane in trace.planes(source):
+        full = plane.atoms.expand(source.shape).double()
+        full = torch.nn.functional.pad(full, wide, mode="replicate") if any(wide) else full
+        planes.append(Plane(torch.nn.functional.unfold(full, kernel, dilation, 0, stride).long(), plane.scaled))
+    return [settle(trace, planes)]
 
 
 _MOVED = (
     "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select", "narrow", "split", "split_with_sizes",
     "unbind", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "diagonal", "unfold", "flip", "roll", "repeat", "tile",
-    "movedim", "swapaxes", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
+    "movedim", "swapaxes", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "rot90",
     "repeat_interleave", "squeeze_copy", "expand_copy", "permute_copy", "slice_copy", "unfold_copy",
 )  # fmt: skip
@@ -179,8 +217,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), indexed),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
     "stack": stacked,
+    "index_add": index_added,
+    "as_strided": strided,
     "constant_pad_nd": padded,
     "copy": copied,
-    **dict.fromkeys(("fill", "zero", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_empty",
-                     "new_full", "new_empty_strided"), cleared),
+    "im2col": unfolded,
 }

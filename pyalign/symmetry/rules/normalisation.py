@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.labels import Operand
-from pyalign.symmetry.rules.base import Planes, Rule, combine
+from pyalign.symmetry.rules.base import Planes, Rule, combine, restrict
 from pyalign.symmetry.ties import as_array
 
 if TYPE_CHECKING:
@@ -54,10 +55,19 @@ def group_norm(trace: Trace, call: Call) -> list[Planes]:
         if plane.along(others) and plane.along({1}):
             trace.ties.collapse(plane, others, "normalised over it")
         elif plane.along({1}) and groups > 1 and width > 1:
-            blocks = trace.ties.new_atoms(groups)
-            trace.ties.mark(blocks, blocks * 0)
+            blocks = trace.ties.new_blocks(groups)
             trace.ties.block(as_array(plane.atoms).reshape(-1), np.repeat(blocks, width))
     return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, [1])]
+
+
+def weight_norm(trace: Trace, call: Call) -> list[Planes]:
+    """Weight norm: g * v / |v|, the norm taken over all axes but one."""
+    v, g, dim = call.args[0], call.args[1], call.get(2, "dim", 0)
+    rank = v.dim()
+    direction = restrict(trace, trace.planes(v), Kind.PERMUTATION, "normalised")
+    operand = trace.operand(v, range(rank), rank)
+    planes = combine(trace, [Operand(direction, operand.fixed), trace.broadcast(g, rank)], "mul", "weight norm")
+    return [planes, tuple(p for p in planes if not p.along(set(range(rank)) - {dim % rank}))]
 
 
 def _affine(trace: Trace, call: Call, x: Operand, statistics: list[Operand], weight: Tensor | None, bias: Tensor | None,
@@ -72,5 +82,6 @@ RULES: dict[str, Rule] = {
                      "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "rms_norm"), layer_norm),
     "native_group_norm": group_norm,
+    "_weight_norm_interface": weight_norm,
 }
-SIGHTS = dict.fromkeys(RULES, 2)
+SIGHTS = {name: 2 for name in RULES if name != "_weight_norm_interface"}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.labels import Operand, Plane
 from pyalign.symmetry.rules.base import Planes, Rule, combine, restrict
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ _COMMUTES = {
                   "hardshrink", "atanh", "trunc", "round"),
 }
 """Activations by the largest class they commute with; every other pointwise operator commutes with permutations only."""
+
+_UNTAGGED = ("hardswish", "hardsigmoid", "gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid_forward", "threshold",
+             "sigmoid", "softshrink", "hardshrink", "maximum", "minimum", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log",
+             "log1p", "expm1", "clip", "lerp", "addcmul", "addcdiv", "fmod", "remainder", "floor_divide", "isnan", "isinf",
+             "logical_not", "bitwise_not", "nan_to_num", "heaviside", "special_erf", "logit", "special_expit")
+"""Pointwise operators that older or newer torch versions do not tag as such."""
 
 _GATES = ("sigmoid", "hardsigmoid", "log_sigmoid_forward", "exp")
 _ACTIVATIONS = ("relu", "leaky_relu", "rrelu", "rrelu_with_noise", "tanh", "gelu", "silu", "elu", "selu", "celu", "mish", "hardswish",
@@ -72,7 +79,7 @@ def div(trace: Trace, call: Call) -> list[Planes]:
     rank = call.out.dim()
     x, y = (trace.broadcast(a, rank) for a in call.args[:2])
     restrict(trace, y.planes, Kind.PERMUTATION, "divided by")
-    y = type(y)(tuple(type(p)(p.atoms, False) for p in y.planes), y.fixed)
+    y = Operand(tuple(Plane(p.atoms, False) for p in y.planes), y.fixed)
     return [combine(trace, [x, y], "mul", _reason(call))]
 
 
@@ -85,6 +92,19 @@ def masked_fill(trace: Trace, call: Call) -> list[Planes]:
     return [combine(trace, operands, "mul" if zero else "pin", _reason(call))]
 
 
+def glu(trace: Trace, call: Call) -> list[Planes]:
+    """GLU: the first half of an axis times the sigmoid of the second."""
+    x = call.args[0]
+    dim = call.get(1, "dim", -1) % x.dim()
+    whole = trace.operand(x, range(x.dim()), x.dim())
+    halves = []
+    for start in (0, x.shape[dim] // 2):
+        planes = [Plane(p.atoms.narrow(dim, start, x.shape[dim] // 2) if p.along({dim}) else p.atoms, p.scaled) for p in whole.planes]
+        halves.append(Operand(tuple(planes), whole.fixed))
+    gate = Operand(restrict(trace, halves[1].planes, Kind.PERMUTATION, "a gate has no scale"), halves[1].fixed)
+    return [combine(trace, [halves[0], gate], "mul", _reason(call))]
+
+
 def prelu(trace: Trace, call: Call) -> list[Planes]:
     """PReLU: a slope for each channel (axis 1), homogeneous for positive scales."""
     x, slope = call.args[:2]
@@ -94,7 +114,7 @@ def prelu(trace: Trace, call: Call) -> list[Planes]:
     else:
         operands = [trace.broadcast(x, rank), trace.operand(slope, [1 if rank > 1 else 0] * slope.dim(), rank)]
     restrict(trace, operands[1].planes, Kind.PERMUTATION, "a slope has no scale")
-    flat = type(operands[1])(tuple(type(p)(p.atoms, False) for p in operands[1].planes), operands[1].fixed)
+    flat = Operand(tuple(Plane(p.atoms, False) for p in operands[1].planes), operands[1].fixed)
     planes = combine(trace, [operands[0], flat], "mul", _reason(call))
     return [restrict(trace, planes, Kind.POSITIVE, "prelu commutes with positive-scaled permutations only")]
 
@@ -120,6 +140,7 @@ def _reason(call: Call) -> str:
 
 RULES: dict[str, Rule] = {
     "pointwise": pointwise,
+    **{name: pointwise for name in _UNTAGGED},
     **{name: unary for names in _COMMUTES.values() for name in names},
     **{name: clip for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
     **{name: add for name in ("add", "sub", "rsub", "_add_relu")},
@@ -129,6 +150,7 @@ RULES: dict[str, Rule] = {
     "prelu": prelu,
     "_prelu_kernel": prelu,
     "where": pointwise,
+    "glu": glu,
 }
 
 SIGHTS = {**dict.fromkeys(_ACTIVATIONS, 0), **dict.fromkeys(_GATES, 1), "add": 2, "mul": 4}

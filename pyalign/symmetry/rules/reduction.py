@@ -28,15 +28,15 @@ def reduced(trace: Trace, call: Call) -> list[Planes]:
         planes = restrict(trace, planes, Kind.POSITIVE, reason)
     result = reduce_symmetric(trace, planes, dims, keepdim, call.name in _LINEAR | _EXTREME, reason)
     if call.name in ("max", "min") and isinstance(call.out, tuple):
-        _indices_leak(trace, planes, dims, call)
-        return [result, tuple(p for p in result)]
+        trace.leaking["planes"] = tuple(p for p in planes if p.along(dims))
+        return [result, ()]
     return [result] * len(tensors_of(call.out))
 
 
 def positions(trace: Trace, call: Call) -> list[Planes]:
     """argmax and the like: along the axis units become numbers, so they stay."""
     source, dims, keepdim = _arguments(call)
-    _indices_leak(trace, trace.planes(source), dims, call)
+    pin(trace, tuple(p for p in trace.planes(source) if p.along(dims)), f"{call.name} turns units into numbers")
     return [reduce_symmetric(trace, trace.planes(source), dims, keepdim, False, f"reduced by {call.name}")]
 
 
@@ -46,9 +46,15 @@ def ordered(trace: Trace, call: Call) -> list[Planes]:
     dim = call.get(position, "dim", -1)
     dims = {(dim if isinstance(dim, int) else -1) % max(call.args[0].dim(), 1)}
     for plane in trace.planes(call.args[0]):
-        if plane.along(dims):
+        if plane.along(dims) and call.name not in ("sort", "topk", "kthvalue", "mode"):
             trace.ties.collapse(plane, dims, f"{call.name} depends on the order of entries")
-    planes = tuple(p for p in restrict(trace, trace.planes(call.args[0]), Kind.PERMUTATION, call.name) if not p.along(dims))
+        elif plane.along(dims) and not set(plane.dims) <= dims:
+            trace.ties.collapse(plane, dims, f"{call.name} within a unit")
+    trace.leaking["planes"] = tuple(p for p in trace.planes(call.args[0]) if p.along(dims))
+    kind = Kind.SCALED if call.name == "cumsum" else Kind.POSITIVE if call.name in ("sort", "topk") else Kind.PERMUTATION
+    planes = tuple(p for p in trace.planes(call.args[0]) if not p.along(dims))
+    restrict(trace, tuple(p for p in trace.planes(call.args[0]) if p.along(dims)), Kind.PERMUTATION, f"{call.name} across units")
+    planes = restrict(trace, planes, kind, f"{call.name} commutes with {kind}s only")
     return [planes] * len(tensors_of(call.out))
 
 
@@ -60,10 +66,6 @@ def softmax(trace: Trace, call: Call) -> list[Planes]:
         if plane.along(dims) and not set(plane.dims) <= dims:
             trace.ties.collapse(plane, dims, f"{call.name} within a unit")
     return [restrict(trace, planes, Kind.PERMUTATION, f"{call.name} commutes with permutations only")]
-
-
-def _indices_leak(trace: Trace, planes: Planes, dims: set[int], call: Call) -> None:
-    pin(trace, tuple(p for p in planes if p.along(dims)), f"{call.name} turns units into numbers")
 
 
 def _arguments(call: Call) -> tuple[Tensor, set[int], bool]:
