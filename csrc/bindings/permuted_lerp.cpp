@@ -1,0 +1,69 @@
+#include "permuted_lerp/permuted_lerp.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings/tensor.h"
+
+namespace pyalign {
+namespace {
+
+AxisPermutation read_perm(const std::string& name, py::handle perm, int64_t extent, std::vector<Borrowed>& held) {
+    held.emplace_back(perm, name, std::initializer_list<DType>{DType::i64});
+    const TensorView& view = held.back().with_dim(1).contiguous().view();
+    const int64_t count = view.shape[0];
+    if (count == 0 ? extent != 0 : extent % count != 0) {
+        throw py::value_error(name + ": given " + std::to_string(count) + " indices, expected a number that divides the axis of " +
+                              std::to_string(extent));
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        const int64_t index = view.as<int64_t>()[i];
+        if (index < 0 || index >= count) {
+            throw py::value_error(name + ": given index " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));
+        }
+    }
+    return {view.as<int64_t>(), count};
+}
+
+void permuted_sum(py::object out, py::list tensors, std::vector<double> weights, py::list perms, int threads) {
+    const auto floats = {DType::f32, DType::f64, DType::bf16, DType::f16};
+    Borrowed result(out, "out", floats);
+    const TensorView target = result.distinct().view();
+    if (tensors.size() != weights.size() || tensors.size() != perms.size()) {
+        throw py::value_error("given " + std::to_string(tensors.size()) + " tensors, " + std::to_string(weights.size()) +
+                              " weights and " + std::to_string(perms.size()) + " lists of perms, expected equally many");
+    }
+    std::vector<Borrowed> held;
+    std::vector<PermutedTerm> terms;
+    for (size_t k = 0; k < tensors.size(); ++k) {
+        const std::string name = "tensors[" + std::to_string(k) + "]";
+        held.emplace_back(tensors[k], name, std::initializer_list<DType>{target.dtype});
+        PermutedTerm term{held.back().with_shape(target.shape).view(), weights[k], {}};
+        if (!py::isinstance<py::sequence>(perms[k]) || static_cast<int64_t>(py::len(perms[k])) != target.dim()) {
+            throw py::value_error("perms[" + std::to_string(k) + "]: expected a sequence of " + std::to_string(target.dim()) +
+                                  " entries, one per axis");
+        }
+        const auto axes = py::reinterpret_borrow<py::sequence>(perms[k]);
+        for (int64_t d = 0; d < target.dim(); ++d) {
+            const py::object perm = axes[static_cast<size_t>(d)];
+            const std::string axis = "perms[" + std::to_string(k) + "][" + std::to_string(d) + "]";
+            term.perms.push_back(perm.is_none() ? AxisPermutation{} : read_perm(axis, perm, target.shape[d], held));
+        }
+        terms.push_back(std::move(term));
+    }
+    PythonInterrupt signals;
+    threads = checked_threads(threads);
+    {
+        const py::gil_scoped_release release;
+        permuted_sum_cpu(target, terms, threads, signals.interrupt());
+    }
+    signals.rethrow();
+}
+
+}  // namespace
+
+void bind_permuted_lerp(py::module_& m) {
+    m.def("permuted_sum", &permuted_sum, py::arg("out"), py::arg("tensors"), py::arg("weights"), py::arg("perms"),
+          py::arg("threads"), "Write the weighted sum of the permuted tensors to out; terms of weight zero are not read.");
+}
+
+}  // namespace pyalign

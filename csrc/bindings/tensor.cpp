@@ -1,0 +1,147 @@
+#include "bindings/tensor.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "bindings/dlpack.h"
+
+namespace pyalign {
+namespace {
+
+constexpr int kCpu = 1;
+
+std::optional<DType> dtype_of(DLDataType type) {
+    enum Code { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
+    if (type.lanes != 1) return std::nullopt;
+    switch (type.code * 256 + type.bits) {
+        case kFloat * 256 + 32: return DType::f32;
+        case kFloat * 256 + 64: return DType::f64;
+        case kFloat * 256 + 16: return DType::f16;
+        case kBFloat * 256 + 16: return DType::bf16;
+        case kInt * 256 + 8: return DType::i8;
+        case kInt * 256 + 16: return DType::i16;
+        case kInt * 256 + 32: return DType::i32;
+        case kInt * 256 + 64: return DType::i64;
+        case kUInt * 256 + 8: return DType::u8;
+        case kBool * 256 + 8: return DType::boolean;
+        default: return std::nullopt;
+    }
+}
+
+std::string device_name(int type) {
+    return type == kCpu ? "cpu" : type == 2 ? "cuda" : "DLPack device type " + std::to_string(type);
+}
+
+}  // namespace
+
+const char* name_of(DType dtype) {
+    constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "int8",
+                                     "uint8",   "int16",   "int32",   "int64",    "bool"};
+    return names[static_cast<int>(dtype)];
+}
+
+std::string show(const std::vector<int64_t>& shape) {
+    std::string text = "(";
+    for (size_t d = 0; d < shape.size(); ++d) text += (d ? ", " : "") + std::to_string(shape[d]);
+    return text + (shape.size() == 1 ? ",)" : ")");
+}
+
+Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed) : name_(name) {
+    if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+        throw py::type_error(name + ": given " + std::string(py::str(py::type::of(object))) + ", expected a tensor (DLPack)");
+    }
+    const py::tuple device = object.attr("__dlpack_device__")();
+    const int device_type = py::int_(device[0]);
+    if (device_type != kCpu) throw py::value_error(name + ": given a tensor on " + device_name(device_type) + ", expected cpu");
+    const py::object exported = object.attr("__dlpack__")();
+    auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(exported.ptr(), "dltensor"));
+    if (!managed) throw py::error_already_set();
+    if (PyCapsule_SetName(exported.ptr(), "used_dltensor") != 0) throw py::error_already_set();
+    owner_ = std::shared_ptr<void>(managed, [](void* held) {
+        auto* tensor = static_cast<DLManagedTensor*>(held);
+        if (tensor->deleter) tensor->deleter(tensor);
+    });
+
+    const DLTensor& tensor = managed->dl_tensor;
+    const std::optional<DType> dtype = dtype_of(tensor.dtype);
+    if (!dtype || std::find(allowed.begin(), allowed.end(), *dtype) == allowed.end()) {
+        std::string expected;
+        for (DType option : allowed) expected += (expected.empty() ? "" : ", ") + std::string(name_of(option));
+        const std::string given = dtype ? name_of(*dtype) : "another dtype";
+        throw py::type_error(name + ": given " + given + ", expected " + expected);
+    }
+    view_.dtype = *dtype;
+    view_.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    view_.shape.assign(tensor.shape, tensor.shape + tensor.ndim);
+    if (tensor.strides) {
+        view_.strides.assign(tensor.strides, tensor.strides + tensor.ndim);
+    } else {
+        view_.strides.assign(tensor.ndim, 1);
+        for (int d = tensor.ndim - 2; d >= 0; --d) view_.strides[d] = view_.strides[d + 1] * view_.shape[d + 1];
+    }
+    if (!tensor.data && view_.size() > 0) throw py::value_error(name + ": given a tensor without memory, expected one with data");
+}
+
+Borrowed& Borrowed::with_shape(const std::vector<int64_t>& expected) {
+    if (view_.shape != expected) {
+        throw py::value_error(name_ + ": given shape " + show(view_.shape) + ", expected " + show(expected));
+    }
+    return *this;
+}
+
+Borrowed& Borrowed::with_dim(int64_t expected) {
+    if (view_.dim() != expected) {
+        throw py::value_error(name_ + ": given shape " + show(view_.shape) + ", expected " + std::to_string(expected) +
+                              " dimensions");
+    }
+    return *this;
+}
+
+Borrowed& Borrowed::contiguous() {
+    int64_t stride = 1;
+    for (int64_t d = view_.dim() - 1; d >= 0; --d) {
+        if (view_.size() > 0 && view_.shape[d] > 1 && view_.strides[d] != stride) {
+            throw py::value_error(name_ + ": given strides " + show(view_.strides) + " for shape " + show(view_.shape) +
+                                  ", expected a contiguous tensor");
+        }
+        stride *= view_.shape[d];
+    }
+    return *this;
+}
+
+Borrowed& Borrowed::distinct() {
+    std::vector<std::pair<int64_t, int64_t>> axes;
+    for (int64_t d = 0; d < view_.dim(); ++d) {
+        if (view_.shape[d] > 1) axes.emplace_back(std::abs(view_.strides[d]), view_.shape[d]);
+    }
+    std::sort(axes.begin(), axes.end());
+    int64_t reach = 0;
+    for (const auto& [stride, extent] : axes) {
+        if (view_.size() > 0 && stride <= reach) {
+            throw py::value_error(name_ + ": given strides " + show(view_.strides) + " for shape " + show(view_.shape) +
+                                  ", expected entries that do not overlap, since they are written");
+        }
+        reach += stride * (extent - 1);
+    }
+    return *this;
+}
+
+PythonInterrupt::PythonInterrupt()
+    : failure_(std::make_shared<std::optional<py::error_already_set>>()), interrupt_([failure = failure_] {
+          const py::gil_scoped_acquire gil;
+          if (PyErr_CheckSignals() == 0) return false;
+          failure->emplace();
+          return true;
+      }) {}
+
+void PythonInterrupt::rethrow() const {
+    if (failure_->has_value()) throw py::error_already_set(**failure_);
+}
+
+int checked_threads(int threads) {
+    if (threads < 1) throw py::value_error("threads: given " + std::to_string(threads) + ", expected at least 1");
+    return std::min(threads, 1024);
+}
+
+}  // namespace pyalign

@@ -1,0 +1,60 @@
+// The one place where a Python tensor becomes a checked TensorView: by DLPack, so torch is neither included nor linked.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/tensor_view.h"
+#include "core/thread_pool.h"
+
+namespace pyalign {
+
+namespace py = pybind11;
+
+// Holds the exported tensor for as long as the view is used.
+class Borrowed {
+  public:
+    // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed dtype.
+    Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed);
+
+    const TensorView& view() const { return view_; }
+    const std::string& name() const { return name_; }
+
+    Borrowed& with_shape(const std::vector<int64_t>& expected);
+    Borrowed& with_dim(int64_t expected);
+    Borrowed& contiguous();
+    // No two entries at one address: required of everything that is written.
+    Borrowed& distinct();
+
+  private:
+    std::string name_;
+    TensorView view_;
+    std::shared_ptr<void> owner_;
+};
+
+std::string show(const std::vector<int64_t>& shape);
+
+// Lets Ctrl-C end compiled work: create it, run the work without the GIL, then call `rethrow`.
+class PythonInterrupt {
+  public:
+    PythonInterrupt();
+    Interrupt& interrupt() { return interrupt_; }
+    void rethrow() const;
+
+  private:
+    std::shared_ptr<std::optional<py::error_already_set>> failure_;
+    Interrupt interrupt_;
+};
+
+int checked_threads(int threads);
+
+void bind_cross_moments(py::module_& m);
+void bind_linear_assignment(py::module_& m);
+void bind_permuted_lerp(py::module_& m);
+
+}  // namespace pyalign

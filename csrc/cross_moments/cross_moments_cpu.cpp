@@ -1,0 +1,356 @@
+// Cross moments on the CPU. Few units: each thread sums its share of the tiles into a record of its own. Many units: the
+// threads share each tile and then the rows of the product, and a first pass looks for NaN so that a failure changes nothing.
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "cross_moments/cross_moments.h"
+#include "core/simd.h"
+#include "cross_moments/cross_moments_kernels.h"
+
+namespace pyalign {
+namespace {
+
+constexpr int64_t kPrivateEntries = 1 << 17;  // largest product that every thread may hold for itself: 1 MB
+constexpr int64_t kRowChunk = 32;             // rows of work handed to a thread at once
+
+// The sample axes of both streams and the mask, merged where all of them allow it; the last axis runs fastest.
+struct Samples {
+    std::vector<int64_t> extent, x, y, mask;
+    int64_t count = 1;
+};
+
+struct Run {
+    int64_t x, y, length;  // offsets in elements
+};
+
+int64_t item_size(DType dtype) {
+    return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+Samples sample_axes(const MomentInput& in) {
+    std::vector<int64_t> extent, x, y, mask, order;
+    for (int64_t dx = 0, dy = 0, ds = 0; dx < in.x.dim(); ++dx) {
+        if (dx == in.axis_x) continue;
+        if (dy == in.axis_y) ++dy;
+        if (in.x.shape[dx] != 1) {
+            extent.push_back(in.x.shape[dx]);
+            x.push_back(in.x.strides[dx]);
+            y.push_back(in.y.strides[dy]);
+            mask.push_back(in.mask.data ? in.mask.strides[ds] : 0);
+        }
+        ++dy;
+        ++ds;
+    }
+    order.resize(extent.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t p, int64_t q) { return x[p] > x[q]; });
+    Samples merged;
+    for (int64_t d : order) {
+        merged.count *= extent[d];
+        const bool joins = !merged.extent.empty() && merged.x.back() == extent[d] * x[d] &&
+                           merged.y.back() == extent[d] * y[d] && merged.mask.back() == extent[d] * mask[d];
+        if (joins) {
+            merged.extent.back() *= extent[d];
+            merged.x.back() = x[d], merged.y.back() = y[d], merged.mask.back() = mask[d];
+        } else {
+            merged.extent.push_back(extent[d]);
+            merged.x.push_back(x[d]), merged.y.push_back(y[d]), merged.mask.push_back(mask[d]);
+        }
+    }
+    if (merged.extent.empty()) merged.extent = {1}, merged.x = {1}, merged.y = {1}, merged.mask = {1};
+    return merged;
+}
+
+// The pieces of samples [first, last) that lie one stride apart and are not masked; gives how many samples they hold.
+int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64_t last, std::vector<Run>& runs) {
+    runs.clear();
+    const int64_t inner = static_cast<int64_t>(samples.extent.size()) - 1;
+    int64_t kept = 0;
+    for (int64_t at = first; at < last;) {
+        int64_t rest = at / samples.extent[inner];
+        const int64_t start = at % samples.extent[inner];
+        int64_t x = start * samples.x[inner], y = start * samples.y[inner], m = start * samples.mask[inner];
+        for (int64_t d = inner - 1; d >= 0; --d) {
+            const int64_t index = rest % samples.extent[d];
+            rest /= samples.extent[d];
+            x += index * samples.x[d], y += index * samples.y[d], m += index * samples.mask[d];
+        }
+        const int64_t length = std::min(last - at, samples.extent[inner] - start);
+        if (!mask) {
+            runs.push_back({x, y, length});
+            kept += length;
+        }
+        for (int64_t s = 0; mask && s < length;) {
+            int64_t end = s;
+            while (end < length && mask[m + end * samples.mask[inner]]) ++end;
+            if (end > s) runs.push_back({x + s * samples.x[inner], y + s * samples.y[inner], end - s});
+            kept += end - s;
+            s = end + 1;
+        }
+        at += length;
+    }
+    return kept;
+}
+
+// One stream's share of a tile: its rows, and what centring them found.
+template <typename Real>
+struct StreamTile {
+    StreamTile(int64_t units_, int64_t ld_)
+        : units(units_), ld(ld_), storage(static_cast<size_t>(((units + 3) / 4 * 4) * ld + 64 / sizeof(Real)), Real(0)) {
+        const auto address = reinterpret_cast<uintptr_t>(storage.data());
+        rows = storage.data() + ((64 - address % 64) % 64) / sizeof(Real);
+        for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(units, 0.0);
+    }
+
+    int64_t units, ld;
+    std::vector<Real> storage;
+    Real* rows;
+    std::vector<double> mean, residual, square, scale, lift, delta, drop;
+};
+
+template <typename Real>
+class Work {
+  public:
+    Work(const MomentInput& in, const MomentKernels<Real>& kernels, Interrupt& interrupt)
+        : in_(in), kernels_(kernels), interrupt_(interrupt), samples_(sample_axes(in)), n_(in.x.shape[in.axis_x]),
+          m_(in.y.shape[in.axis_y]) {
+        const int64_t wanted = (n_ + m_) <= 128 ? 1024 : 512;
+        tile_ = std::min(wanted, std::max<int64_t>(samples_.count, 1));
+        tiles_ = (samples_.count + tile_ - 1) / tile_;
+        length_unit_ = 64 / static_cast<int64_t>(sizeof(Real));
+        // 64 bytes more than a power of two, or rows of a block would fall into the same few cache sets.
+        ld_ = (tile_ + length_unit_ - 1) / length_unit_ * length_unit_ + length_unit_;
+    }
+
+    bool run(const MomentRecord& record, int threads) {
+        if (samples_.count == 0) return true;
+        const int64_t entries = n_ * m_ + (in_.full ? n_ * n_ + m_ * m_ : 0);
+        return entries <= kPrivateEntries ? run_private(record, threads) : run_shared(record, threads);
+    }
+
+  private:
+    struct Sums {
+        Sums(int64_t n, int64_t m, bool full)
+            : mean_a(n), mean_b(m), comoment(n * m), square_a(full ? n * n : n), square_b(full ? m * m : m) {}
+        MomentRecord record() {
+            return {&count, mean_a.data(), mean_b.data(), comoment.data(), square_a.data(), square_b.data()};
+        }
+        double count = 0.0;
+        std::vector<double> mean_a, mean_b, comoment, square_a, square_b;
+    };
+
+    bool run_private(const MomentRecord& record, int threads) {
+        const int workers = static_cast<int>(std::clamp<int64_t>(threads, 1, tiles_));
+        std::vector<std::unique_ptr<Sums>> sums(workers);
+        run_on_threads(
+            workers,
+            [&](int worker) {
+                sums[worker] = std::make_unique<Sums>(n_, m_, in_.full);
+                StreamTile<Real> a(n_, ld_), b(m_, ld_);
+                std::vector<Run> runs;
+                const int64_t first = tiles_ * worker / workers, last = tiles_ * (worker + 1) / workers;
+                for (int64_t t = first; t < last && !interrupt_.stopped(); ++t) {
+                    const int64_t kept = list(t, runs);
+                    if (kept == 0) continue;
+                    pack(a, in_.x, in_.axis_x, runs, kept, true, 0, n_);
+                    pack(b, in_.y, in_.axis_y, runs, kept, false, 0, m_);
+                    const MomentRecord mine = sums[worker]->record();
+                    begin_merge(mine, a, b, kept);
+                    add_products(mine, a, b, kept, 0, n_);
+                    if (in_.full) add_full(mine, a, b, kept);
+                }
+            },
+            interrupt_);
+        if (interrupt_.stopped()) return false;
+        for (auto& sum : sums) {
+            if (!finite(*sum)) return false;
+        }
+        for (auto& sum : sums) merge(record, *sum);
+        if (in_.full) mirror(record);
+        return true;
+    }
+
+    bool run_shared(const MomentRecord& record, int threads) {
+        StreamTile<Real> a(n_, ld_), b(m_, ld_);
+        std::vector<Run> runs;
+        Interrupt no_interrupt(nullptr);  // once it writes to the record, it finishes
+        for (int pass = 0; pass < 2; ++pass) {
+            Interrupt& interrupt = pass == 0 ? interrupt_ : no_interrupt;
+            for (int64_t t = 0; t < tiles_; ++t) {
+                const int64_t kept = list(t, runs);
+                if (kept == 0) continue;
+                if (pass == 0 || tiles_ > 1) pack_shared(a, b, runs, kept, threads, interrupt);
+                if (interrupt.stopped()) return false;
+                if (pass == 0) {
+                    if (!finite(a) || !finite(b)) return false;
+                    continue;
+                }
+                begin_merge(record, a, b, kept);
+                const int64_t chunks = (n_ + kRowChunk - 1) / kRowChunk;
+                run_each(threads, chunks, interrupt, [&](int64_t chunk) {
+                    add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk));
+                });
+                if (in_.full) add_full_shared(record, a, b, kept, threads, interrupt);
+            }
+        }
+        if (in_.full) mirror(record);
+        return true;
+    }
+
+    int64_t list(int64_t t, std::vector<Run>& runs) const {
+        const bool* mask = static_cast<const bool*>(in_.mask.data);
+        return list_runs(samples_, mask, t * tile_, std::min(samples_.count, (t + 1) * tile_), runs);
+    }
+
+    int64_t length(int64_t kept) const { return (kept + length_unit_ - 1) / length_unit_ * length_unit_; }
+
+    void pack(StreamTile<Real>& tile, const TensorView& view, int64_t axis, const std::vector<Run>& runs, int64_t kept,
+              bool first, int64_t begin, int64_t end) const {
+        const int64_t unit_stride = view.strides[axis], stride = first ? samples_.x.back() : samples_.y.back();
+        int64_t at = 0;
+        for (const Run& run : runs) {
+            const int64_t offset = (first ? run.x : run.y) + begin * unit_stride;
+            kernels_.fill(view.dtype, static_cast<const char*>(view.data) + offset * item_size(view.dtype), unit_stride,
+                          stride, end - begin, run.length, tile.rows + begin * ld_ + at, ld_);
+            at += run.length;
+        }
+        for (int64_t u = begin; u < end; ++u) {
+            const RowStats stats = kernels_.center(tile.rows + u * ld_, kept, length(kept));
+            tile.mean[u] = stats.mean, tile.residual[u] = stats.residual;
+            tile.square[u] = stats.square, tile.scale[u] = stats.scale;
+        }
+    }
+
+    void pack_shared(StreamTile<Real>& a, StreamTile<Real>& b, const std::vector<Run>& runs, int64_t kept, int threads,
+                     Interrupt& interrupt) {
+        const int64_t of_a = (n_ + kRowChunk - 1) / kRowChunk, of_b = (m_ + kRowChunk - 1) / kRowChunk;
+        run_each(threads, of_a + of_b, interrupt, [&](int64_t chunk) {
+            const bool first = chunk < of_a;
+            const int64_t begin = (first ? chunk : chunk - of_a) * kRowChunk;
+            if (first) {
+                pack(a, in_.x, in_.axis_x, runs, kept, true, begin, std::min(n_, begin + kRowChunk));
+            } else {
+                pack(b, in_.y, in_.axis_y, runs, kept, false, begin, std::min(m_, begin + kRowChunk));
+            }
+        });
+    }
+
+    // Moves count, means and the plain squares of the record on by one tile, and leaves in the tiles what the products
+    // need: lift_a[i] * delta_b[j] is the pairwise update's outer product.
+    void begin_merge(const MomentRecord& record, StreamTile<Real>& a, StreamTile<Real>& b, int64_t kept) const {
+        const double old = *record.count, more = static_cast<double>(kept), total = old + more;
+        const auto step = [&](StreamTile<Real>& tile, double* mean, double* square) {
+            for (int64_t u = 0; u < tile.units; ++u) {
+                const double delta = tile.mean[u] - mean[u];
+                tile.delta[u] = delta;
+                tile.lift[u] = delta * (old * more / total);
+                tile.drop[u] = tile.residual[u] / more;
+                mean[u] += delta * (more / total);
+                if (!in_.full) square[u] += tile.square[u] + delta * tile.lift[u];
+            }
+        };
+        step(a, record.mean_a, record.square_a);
+        step(b, record.mean_b, record.square_b);
+        *record.count = total;
+    }
+
+    TileProduct<Real> product(const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept, double* c) const {
+        return {a.rows, b.rows, ld_, length(kept), 0, a.units, b.units, a.scale.data(), b.scale.data(), a.lift.data(),
+                b.delta.data(), a.drop.data(), b.residual.data(), c, b.units, false};
+    }
+
+    void add_products(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
+                      int64_t begin, int64_t end) const {
+        TileProduct<Real> p = product(a, b, kept, record.comoment);
+        p.first_row = begin, p.last_row = end;
+        kernels_.product(p);
+    }
+
+    void add_within(const StreamTile<Real>& tile, double* square, int64_t kept, int64_t begin, int64_t end) const {
+        TileProduct<Real> p = product(tile, tile, kept, square);
+        p.upper = true, p.first_row = begin, p.last_row = end;
+        kernels_.product(p);
+    }
+
+    void add_full(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept) const {
+        add_within(a, record.square_a, kept, 0, n_);
+        add_within(b, record.square_b, kept, 0, m_);
+    }
+
+    void add_full_shared(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
+                         int threads, Interrupt& interrupt) const {
+        for (const auto& [tile, square] : {std::pair(&a, record.square_a), std::pair(&b, record.square_b)}) {
+            run_each(threads, (tile->units + kRowChunk - 1) / kRowChunk, interrupt, [&, tile = tile, square = square](int64_t c) {
+                add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
+            });
+        }
+    }
+
+    // Adds a thread's record to the caller's.
+    void merge(const MomentRecord& into, Sums& from) const {
+        if (from.count == 0.0) return;
+        const double old = *into.count, total = old + from.count, weight = old * from.count / total;
+        std::vector<double> da(n_), db(m_);
+        for (int64_t i = 0; i < n_; ++i) da[i] = from.mean_a[i] - into.mean_a[i];
+        for (int64_t j = 0; j < m_; ++j) db[j] = from.mean_b[j] - into.mean_b[j];
+        const auto add = [&](double* c, const std::vector<double>& more, const auto& left, const auto& right) {
+            for (size_t i = 0; i < left.size(); ++i) {
+                for (size_t j = 0; j < right.size(); ++j) {
+                    c[i * right.size() + j] += more[i * right.size() + j] + weight * left[i] * right[j];
+                }
+            }
+        };
+        add(into.comoment, from.comoment, da, db);
+        if (in_.full) {
+            add(into.square_a, from.square_a, da, da);
+            add(into.square_b, from.square_b, db, db);
+        } else {
+            for (int64_t i = 0; i < n_; ++i) into.square_a[i] += from.square_a[i] + weight * da[i] * da[i];
+            for (int64_t j = 0; j < m_; ++j) into.square_b[j] += from.square_b[j] + weight * db[j] * db[j];
+        }
+        for (int64_t i = 0; i < n_; ++i) into.mean_a[i] += da[i] * (from.count / total);
+        for (int64_t j = 0; j < m_; ++j) into.mean_b[j] += db[j] * (from.count / total);
+        *into.count = total;
+    }
+
+    // Within a stream only the upper triangle is summed.
+    void mirror(const MomentRecord& record) const {
+        for (const auto& [square, d] : {std::pair(record.square_a, n_), std::pair(record.square_b, m_)}) {
+            for (int64_t i = 0; i < d; ++i) {
+                for (int64_t j = 0; j < i; ++j) square[i * d + j] = square[j * d + i];
+            }
+        }
+    }
+
+    static bool all_finite(const std::vector<double>& values) {
+        return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
+    }
+    // A sum of squares is not finite whenever one of its samples is not, and bounds the products of its row.
+    bool finite(const StreamTile<Real>& tile) const { return all_finite(tile.mean) && all_finite(tile.square); }
+    bool finite(const Sums& sums) const {
+        return all_finite(sums.mean_a) && all_finite(sums.mean_b) && all_finite(sums.square_a) && all_finite(sums.square_b);
+    }
+
+    const MomentInput& in_;
+    const MomentKernels<Real>& kernels_;
+    Interrupt& interrupt_;
+    const Samples samples_;
+    const int64_t n_, m_;
+    int64_t tile_, tiles_, length_unit_, ld_;
+};
+
+}  // namespace
+
+bool cross_moments_cpu(const MomentInput& input, const MomentRecord& record, int threads, Interrupt& interrupt) {
+    const MomentTable& table = PYALIGN_SELECT(moment_table);
+    if (input.x.dtype == DType::f64 || input.y.dtype == DType::f64) {
+        return Work<double>(input, table.wide, interrupt).run(record, threads);
+    }
+    return Work<float>(input, table.single, interrupt).run(record, threads);
+}
+
+}  // namespace pyalign

@@ -1,0 +1,48 @@
+// The inner loops of cross moments, compiled once per instruction set. A tile is (units, samples), rows ld apart.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+#include "core/kernel_table.h"
+
+namespace pyalign {
+
+// What centring a row found. Stored entries are (x - shift) / scale; scale is a power of two, 1 for ordinary ranges.
+struct RowStats {
+    double mean;      // of the row
+    double residual;  // sum of x - shift
+    double square;    // sum of (x - mean)^2
+    double scale;
+};
+
+// c[i, j] += scale_a[i] * scale_b[j] * (row i of a . row j of b) + lift_a[i] * lift_b[j] - drop_a[i] * drop_b[j]
+template <typename Real>
+struct TileProduct {
+    const Real *a, *b;
+    int64_t ld, length;  // length is a multiple of 64 bytes; rows beyond the last unit exist, up to a multiple of 4
+    int64_t first_row, last_row, columns;
+    const double *scale_a, *scale_b, *lift_a, *lift_b, *drop_a, *drop_b;
+    double* c;
+    int64_t ldc;
+    bool upper;  // only blocks that touch the upper triangle
+};
+
+template <typename Real>
+struct MomentKernels {
+    // tile[u * ld + s] = source[u * unit_stride + s * sample_stride]
+    void (*fill)(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units,
+                 int64_t samples, Real* tile, int64_t ld);
+    // Centres samples entries of a row and clears the rest up to length.
+    RowStats (*center)(Real* row, int64_t samples, int64_t length);
+    void (*product)(const TileProduct<Real>& product);
+};
+
+struct MomentTable {
+    MomentKernels<float> single;
+    MomentKernels<double> wide;
+};
+
+PYALIGN_DECLARE(MomentTable, moment_table)
+
+}  // namespace pyalign
