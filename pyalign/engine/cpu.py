@@ -40,7 +40,7 @@ def cross_moments(
 
 
 def linear_assignment(
-    costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor]]
+    costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
     """Solve every (b, n, m) batch; all problems of all batches share the threads."""
     answers = []

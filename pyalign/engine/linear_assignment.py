@@ -170,33 +170,31 @@ def _checked(cost: object, index: int, many: bool) -> Tensor:
 
 
 def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool, many: bool) -> list[Tensor]:
-    """Flatten an earlier answer to [v, perm] per batch, after checking that it is for problems of these shapes."""
+    """Flatten an earlier answer to [u, v, perm] per batch, after checking that it is for problems of these shapes."""
     if start is None:
         return []
-    perms = (start.perm,) if isinstance(start.perm, Tensor) else start.perm
-    columns = (start.col_duals,) if isinstance(start.col_duals, Tensor) else start.col_duals
-    given = [(tuple(p.shape), tuple(v.shape)) for p, v in zip(perms, columns, strict=True)]
-    expected = [(tuple(c.shape[:-1]), (*c.shape[:-2], c.shape[-1])) for c in matrices]
+    fields = [(f,) if isinstance(f, Tensor) else f for f in (start.row_duals, start.col_duals, start.perm)]
+    given = [tuple(tuple(part.shape) for part in parts) for parts in zip(*fields, strict=True)]
+    rows = [tuple(c.shape[:-1]) for c in matrices]
+    expected = [(r, (*r[:-1], c.shape[-1]), r) for r, c in zip(rows, matrices, strict=True)]
     if given != expected or start.maximize != maximize or isinstance(start.perm, Tensor) == many:
         raise errors.InputError(
             "linear_assignment: start is the answer to another problem",
-            given=f"maximize={start.maximize}, perm and col_duals of shapes {given}",
+            given=f"maximize={start.maximize}, row_duals, col_duals and perm of shapes {given}",
             expected=f"maximize={maximize}, shapes {expected}",
             do="pass the answer for costs of the same shape, or none",
         )
     flat: list[Tensor] = []
-    for cost, perm, v in zip(matrices, perms, columns, strict=True):
-        lift = cost.dim() == 2
-        v = v.to(cost.device, torch.float64).detach()
-        perm = perm.to(cost.device, torch.int64)
-        flat += [v.unsqueeze(0), perm.unsqueeze(0)] if lift else [v, perm]
+    for cost, u, v, perm in zip(matrices, *fields, strict=True):
+        parts = [part.detach().to(cost.device).contiguous() for part in (u.double(), v.double(), perm.long())]
+        flat += parts if cost.dim() == 3 else [part.unsqueeze(0) for part in parts]
     return flat
 
 
 @torch.library.custom_op("pyalign::linear_assignment", mutates_args=())
 def _operator(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
     run = dispatch.implementation("linear_assignment", backend, costs)
-    answers = run(costs, maximize, list(zip(start[::2], start[1::2], strict=True)))
+    answers = run(costs, maximize, list(zip(start[::3], start[1::3], start[2::3], strict=True)))
     return [field for answer in answers for field in answer]
 
 

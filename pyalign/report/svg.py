@@ -40,7 +40,8 @@ def inline_svg(figure: Figure, identifier: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     head, _, body = text.partition(">")
     view = re.search(r'viewBox="[^"]*"', head)
-    body = re.sub(r'\b(id=")([^"]+)', rf"\1{identifier}-\2", body)
+    used = set(re.findall(r'(?:url\(#|xlink:href="#)([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda m: f' id="{identifier}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(url\(#|xlink:href="#)([^")]+)', rf"\1{identifier}-\2", body)
     body = body.replace('xlink:href="', 'href="')
     for colour, role in _ROLES.items():

@@ -68,7 +68,7 @@ def solve_units(ties: Ties) -> Units:
     order = np.full(count, ties.atoms)
     np.minimum.at(order, unit, np.arange(ties.atoms))
     parents = _parents(ties, unit)
-    key = _refined(content, parents, int(unit[FIXED]))
+    key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]))
     classes = _classes(key, parents, order, int(unit[FIXED]))
     members = np.argsort(unit, kind="stable")
     starts = np.searchsorted(unit[members], np.arange(count + 1))
@@ -105,8 +105,18 @@ def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
     return {u: tuple(sorted(bs)) for u, bs in found.items()}
 
 
+def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
+    """A number for what blocks a unit is in, and in which block system each."""
+    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for system, (members, blocks) in enumerate(ties.parents):
+        for u, b in sorted(set(zip(unit[members].tolist(), unit[blocks].tolist(), strict=True))):
+            found[u].append((system, b))
+    numbers: dict[tuple[tuple[int, int], ...], int] = {}
+    return {u: numbers.setdefault(tuple(where), len(numbers)) for u, where in found.items()}
+
+
 @np.errstate(over="ignore")
-def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], fixed: int) -> HashArray:
+def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dict[int, int], fixed: int) -> HashArray:
     """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
     key = content.copy()
     pinned = {b for b in parents.get(fixed, ())}
@@ -125,9 +135,8 @@ def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], fixed: int
     for b in pinned | several:
         key[b] = _mix(np.array([b], np.uint64) + np.uint64(1 << 40))[0]
     for u, bs in parents.items():
-        stuck = [b for b in bs if b in pinned or b in several]
-        if stuck:
-            key[u] = _mix(key[u : u + 1] + _mix(np.array([hash(tuple(stuck)) & (2**63 - 1)], np.uint64)))[0]
+        if any(b in pinned or b in several for b in bs):
+            key[u] = _mix(key[u : u + 1] + _mix(np.array([cells[u] + (1 << 41)], np.uint64)))[0]
     return key
 
 

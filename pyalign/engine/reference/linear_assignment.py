@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 
 def linear_assignment(
-    costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor]]
+    costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
     """Solve every (b, n, m) batch, one problem after another; `start` cannot help scipy and is not read."""
     del start

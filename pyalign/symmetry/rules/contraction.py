@@ -63,9 +63,8 @@ def convolution(trace: Trace, call: Call) -> list[Planes]:
     rank = 4 + space
     xs = _split(_channels(trace, x, "convolution moves along it"), 1, groups, [0, 1, rank - 1, *range(3, 3 + space)], rank)
     ws = _weight(trace, weight, groups, transposed, rank)
-    members = [*_on(xs, 1, rank - 1), *_on(ws, 1, 2), *_on(ws, 1, rank - 1)]
     if groups > 1 and x.shape[1] // groups > 1:
-        _block(trace, members, groups, rank)
+        _block(trace, [p for p in (*xs.planes, *ws.planes) if p.along({1})], groups, rank)
         xs, ws = _tie_in_blocks(trace, xs, ws, rank)
     planes = contract(trace, xs, ws, {rank - 1}, f"convolution of values that belong to no unit, in {call.place or 'the model'}")
     merged = tuple(Plane(_merge(p.atoms, groups, weight.shape[1] if transposed else weight.shape[0] // groups), p.scaled) for p in planes)
@@ -140,7 +139,10 @@ def _block(trace: Trace, members: Sequence[Plane], groups: int, rank: int) -> No
     first = None
     for plane in members:
         blocks = trace.ties.new_blocks(groups)
-        trace.ties.block(as_array(plane.atoms), blocks.reshape(shape))
+        if plane.dims == (1,):
+            trace.ties.tie(blocks, as_array(plane.atoms).reshape(-1))
+        else:
+            trace.ties.block(as_array(plane.atoms), blocks.reshape(shape))
         if first is not None:
             trace.ties.tie(first, blocks)
         first = blocks
