@@ -18,7 +18,7 @@ HELP = "trains two small networks, aligns them both ways, shows the barriers, wr
 DESCRIPTION = """\
 Trains two small residual networks from different seeds on scikit-learn's handwritten digits (nothing is downloaded),
 aligns them by activations and by weights, prints the barriers and writes one HTML page. Takes about half a minute."""
-EXAMPLES = ("pyalign demo --epochs 5 --models . --out pyalign-demo.html",)
+EXAMPLES = ("pyalign demo --epochs 5 --points 9 --models . --out pyalign-demo.html",)
 DEFAULTS = Settings()
 
 
