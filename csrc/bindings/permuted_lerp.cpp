@@ -15,11 +15,16 @@ AxisPermutation read_perm(const std::string& name, py::handle perm, int64_t exte
         throw py::value_error(name + ": given " + std::to_string(count) + " indices, expected a number that divides the axis of " +
                               std::to_string(extent));
     }
+    std::vector<bool> seen(static_cast<size_t>(count), false);
     for (int64_t i = 0; i < count; ++i) {
         const int64_t index = view.as<int64_t>()[i];
         if (index < 0 || index >= count) {
             throw py::value_error(name + ": given index " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));
         }
+        if (seen[index]) {
+            throw py::value_error(name + ": given index " + std::to_string(index) + " twice, expected a permutation");
+        }
+        seen[index] = true;
     }
     return {view.as<int64_t>(), count};
 }

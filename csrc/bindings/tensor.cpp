@@ -33,6 +33,10 @@ std::string device_name(int type) {
     return type == kCpu ? "cpu" : type == 2 ? "cuda" : "DLPack device type " + std::to_string(type);
 }
 
+void expect_cpu(const std::string& name, int type) {
+    if (type != kCpu) throw py::value_error(name + ": given a tensor on " + device_name(type) + ", expected cpu");
+}
+
 }  // namespace
 
 const char* name_of(DType dtype) {
@@ -48,13 +52,16 @@ std::string show(const std::vector<int64_t>& shape) {
 }
 
 Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed) : name_(name) {
-    if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
-        throw py::type_error(name + ": given " + std::string(py::str(py::type::of(object))) + ", expected a tensor (DLPack)");
+    py::object exported = py::reinterpret_borrow<py::object>(object);
+    if (!PyCapsule_IsValid(object.ptr(), "dltensor")) {
+        if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
+            throw py::type_error(name + ": given " + std::string(py::str(py::type::of(object))) +
+                                 ", expected a tensor, or a DLPack capsule that was not used before");
+        }
+        const py::tuple device = object.attr("__dlpack_device__")();
+        expect_cpu(name, py::int_(device[0]));
+        exported = object.attr("__dlpack__")();
     }
-    const py::tuple device = object.attr("__dlpack_device__")();
-    const int device_type = py::int_(device[0]);
-    if (device_type != kCpu) throw py::value_error(name + ": given a tensor on " + device_name(device_type) + ", expected cpu");
-    const py::object exported = object.attr("__dlpack__")();
     auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(exported.ptr(), "dltensor"));
     if (!managed) throw py::error_already_set();
     if (PyCapsule_SetName(exported.ptr(), "used_dltensor") != 0) throw py::error_already_set();
@@ -64,6 +71,7 @@ Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_
     });
 
     const DLTensor& tensor = managed->dl_tensor;
+    expect_cpu(name, tensor.device.device_type);
     const std::optional<DType> dtype = dtype_of(tensor.dtype);
     if (!dtype || std::find(allowed.begin(), allowed.end(), *dtype) == allowed.end()) {
         std::string expected;

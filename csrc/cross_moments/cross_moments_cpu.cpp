@@ -14,8 +14,8 @@
 namespace pyalign {
 namespace {
 
-constexpr int64_t kPrivateEntries = 1 << 17;  // largest product that every thread may hold for itself: 1 MB
-constexpr int64_t kRowChunk = 32;             // rows of work handed to a thread at once
+constexpr int64_t kPrivateEntries = 1 << 18;  // largest product that every thread may hold for itself: 2 MB
+constexpr int64_t kRowChunk = 48;             // rows handed to a thread at once, a multiple of the kernels' blocks
 
 // The sample axes of both streams and the mask, merged where all of them allow it; the last axis runs fastest.
 struct Samples {
@@ -100,7 +100,7 @@ int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64
 template <typename Real>
 struct StreamTile {
     StreamTile(int64_t units_, int64_t ld_)
-        : units(units_), ld(ld_), storage(static_cast<size_t>(((units + 3) / 4 * 4) * ld + 64 / sizeof(Real)), Real(0)) {
+        : units(units_), ld(ld_), storage(static_cast<size_t>(((units + 11) / 12 * 12) * ld + 64 / sizeof(Real)), Real(0)) {
         const auto address = reinterpret_cast<uintptr_t>(storage.data());
         rows = storage.data() + ((64 - address % 64) % 64) / sizeof(Real);
         for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(units, 0.0);

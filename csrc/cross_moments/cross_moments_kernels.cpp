@@ -10,6 +10,65 @@ namespace {
 
 constexpr int64_t kSquare = 16;  // units and samples of a block that is transposed at once
 
+#if defined(PYALIGN_HAS_AVX)
+PYALIGN_INLINE __m256 load_eight(const float* from) { return _mm256_loadu_ps(from); }
+PYALIGN_INLINE __m256 load_eight(const double* from) {
+    return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));
+}
+PYALIGN_INLINE __m256 load_eight(const BFloat* from) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+PYALIGN_INLINE __m256 load_eight(const Half* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+// Eight samples of eight units, read as eight vectors of units, leave as eight rows of samples.
+template <typename From>
+PYALIGN_INLINE void transpose_eight(const From* source, int64_t sample_stride, float* tile, int64_t ld) {
+    __m256 r[8], s[8];
+    for (int k = 0; k < 8; ++k) r[k] = load_eight(source + k * sample_stride);
+    for (int k = 0; k < 8; k += 2) {
+        s[k] = _mm256_unpacklo_ps(r[k], r[k + 1]);
+        s[k + 1] = _mm256_unpackhi_ps(r[k], r[k + 1]);
+    }
+    for (int k = 0; k < 8; k += 4) {
+        r[k] = _mm256_shuffle_ps(s[k], s[k + 2], 0x44);
+        r[k + 1] = _mm256_shuffle_ps(s[k], s[k + 2], 0xee);
+        r[k + 2] = _mm256_shuffle_ps(s[k + 1], s[k + 3], 0x44);
+        r[k + 3] = _mm256_shuffle_ps(s[k + 1], s[k + 3], 0xee);
+    }
+    for (int k = 0; k < 4; ++k) {
+        _mm256_storeu_ps(tile + k * ld, _mm256_permute2f128_ps(r[k], r[k + 4], 0x20));
+        _mm256_storeu_ps(tile + (k + 4) * ld, _mm256_permute2f128_ps(r[k], r[k + 4], 0x31));
+    }
+}
+
+template <typename From>
+bool fill_transposed(const From* source, int64_t sample_stride, int64_t units, int64_t samples, float* tile, int64_t ld) {
+    const int64_t whole_units = units / 8 * 8, whole_samples = samples / 8 * 8;
+    for (int64_t u0 = 0; u0 < whole_units; u0 += kSquare) {
+        for (int64_t s = 0; s < whole_samples; s += 8) {
+            for (int64_t u = u0; u < whole_units && u < u0 + kSquare; u += 8) {
+                transpose_eight(source + s * sample_stride + u, sample_stride, tile + u * ld + s, ld);
+            }
+        }
+    }
+    for (int64_t u = 0; u < units; ++u) {
+        for (int64_t s = u < whole_units ? whole_samples : 0; s < samples; ++s) {
+            tile[u * ld + s] = widen(source[s * sample_stride + u]);
+        }
+    }
+    return true;
+}
+#endif
+
+// What the vector paths cannot transpose is left to plain loops.
+template <typename From, typename Real>
+bool fill_transposed(const From*, int64_t, int64_t, int64_t, Real*, int64_t) {
+    return false;
+}
+
 template <typename From, typename Real>
 void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples, Real* tile,
                int64_t ld) {
@@ -21,6 +80,7 @@ void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, i
         }
         return;
     }
+    if (unit_stride == 1 && fill_transposed(source, sample_stride, units, samples, tile, ld)) return;
     for (int64_t u0 = 0; u0 < units; u0 += kSquare) {
         const int64_t u1 = u0 + kSquare < units ? u0 + kSquare : units;
         for (int64_t s0 = 0; s0 < samples; s0 += kSquare) {
@@ -119,9 +179,9 @@ RowStats center(Real* row, int64_t samples, int64_t length) {
             square - residual * residual / static_cast<double>(samples), 1.0 / scale};
 }
 
-// 16 vector registers hold 2 x 4 sums and their operands, 32 hold 4 x 4.
+// 16 vector registers hold 2 x 4 sums and their operands, 32 hold 6 x 4.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 4;
+constexpr int kRows = 6;
 #else
 constexpr int kRows = 2;
 #endif

@@ -20,7 +20,7 @@ struct RowStats {
 template <typename Real>
 struct TileProduct {
     const Real *a, *b;
-    int64_t ld, length;  // length is a multiple of 64 bytes; rows beyond the last unit exist, up to a multiple of 4
+    int64_t ld, length;  // length is a multiple of 64 bytes; rows beyond the last unit exist, up to a multiple of 12
     int64_t first_row, last_row, columns;
     const double *scale_a, *scale_b, *lift_a, *lift_b, *drop_a, *drop_b;
     double* c;

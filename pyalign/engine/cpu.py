@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack as export  # a capsule costs a tenth of the call to Tensor.__dlpack__
 
 from pyalign.engine import outcomes
 from pyalign.engine.reference import cross_moments as reference_moments
@@ -33,7 +34,9 @@ def cross_moments(
     record: Sequence[Tensor], x: Tensor, y: Tensor, axis_x: int, axis_y: int, mask: Tensor | None, full: bool
 ) -> None:
     """Add the samples of x and y to the record in place; the record is untouched when it raises."""
-    if _cpu.cross_moments(x, y, mask, axis_x, axis_y, full, *record, torch.get_num_threads()):
+    kept = None if mask is None else export(mask)
+    outputs = [export(tensor) for tensor in record]
+    if _cpu.cross_moments(export(x), export(y), kept, axis_x, axis_y, full, *outputs, torch.get_num_threads()):
         return
     # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
     reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
@@ -55,9 +58,9 @@ def linear_assignment(
                 torch.empty((b,), dtype=torch.float64),
             )
         )
-    outcome = _cpu.linear_assignment(
-        [cost.detach() for cost in costs], maximize, list(start), answers, torch.get_num_threads()
-    )
+    exported = [[export(tensor) for tensor in tensors] for tensors in (costs, *start, *answers)]
+    starts, outputs = exported[1 : 1 + len(start)], exported[1 + len(start) :]
+    outcome = _cpu.linear_assignment(exported[0], maximize, starts, outputs, torch.get_num_threads())
     if outcome is not None:
         raise outcomes.assignment_error(*outcome, cost=costs[outcome[1]], maximize=maximize, many=len(costs) > 1)
     return answers
@@ -67,6 +70,11 @@ def permuted_sum(
     out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Sequence[Tensor | None]]
 ) -> None:
     """Write the weighted sum of the permuted tensors to out."""
-    _cpu.permuted_sum(
-        out.detach(), [tensor.detach() for tensor in tensors], list(weights), perms, torch.get_num_threads()
-    )
+    indices = [[None if perm is None else export(perm) for perm in axes] for axes in perms]
+    inputs = [export(tensor.detach()) for tensor in tensors]
+    try:
+        _cpu.permuted_sum(export(out.detach()), inputs, list(weights), indices, torch.get_num_threads())
+    except ValueError:
+        for axes in perms:
+            outcomes.check_permutations(axes)
+        raise

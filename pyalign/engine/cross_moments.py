@@ -97,7 +97,11 @@ def cross_moments(
     name = dispatch.choose("cross_moments", backend, (x, y))
     record = _empty(n, m, full, x.device, name) if into is None else into
     _check_record(record, n, m, full, x.device)
-    torch.ops.pyalign.cross_moments_(*record.tensors, x.detach(), y.detach(), axis_x, axis_y, mask, full, name)
+    x, y = x.detach(), y.detach()
+    if dispatch.direct((x, y)):
+        dispatch.implementation("cross_moments", name, (x, y))(record.tensors, x, y, axis_x, axis_y, mask, full)
+    else:
+        torch.ops.pyalign.cross_moments_(*record.tensors, x, y, axis_x, axis_y, mask, full, name)
     if name in record.backend.split("+"):
         return record
     return replace(record, backend=f"{record.backend}+{name}")

@@ -22,7 +22,7 @@ from pyalign.engine.reference import cross_moments as reference_moments
 from pyalign.engine.reference import linear_assignment as reference_assignment
 from pyalign.engine.reference import permuted_lerp as reference_lerp
 
-__all__ = ["BACKENDS", "OPERATIONS", "BackendRow", "Implementation", "backends", "build", "choose", "implementation"]
+__all__ = ["BACKENDS", "OPERATIONS", "BackendRow", "Implementation", "backends", "build", "choose", "direct", "implementation"]
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -150,6 +150,17 @@ def implementation(operation: str, name: str, tensors: Sequence[Tensor]) -> Call
     run = next(candidate.run for candidate in OPERATIONS[operation] if candidate.name == chosen)
     assert run is not None
     return run
+
+
+def direct(tensors: Sequence[Tensor]) -> bool:
+    """Whether an operation may skip its torch.library operator, which costs more than a small problem does.
+
+    It may not while it is traced or compiled, for tensor subclasses (fake tensors), or where a gradient is to flow.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
+    return plain and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def _refusal(operation: str, backend: str, tensors: Sequence[Tensor]) -> errors.BackendError:

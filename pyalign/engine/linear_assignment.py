@@ -83,7 +83,11 @@ def linear_assignment(
         return Assignment((), (), (), (), (), maximize, "none")
     batches = [c if c.dim() == 3 else c.unsqueeze(0) for c in matrices]
     name = dispatch.choose("linear_assignment", backend, batches)
-    flat = torch.ops.pyalign.linear_assignment(batches, maximize, _start(start, matrices, maximize, many), name)
+    earlier = _start(start, matrices, maximize, many)
+    if dispatch.direct(batches):
+        flat = _solve(batches, maximize, earlier, name)
+    else:
+        flat = torch.ops.pyalign.linear_assignment(batches, maximize, earlier, name)
     answers = [
         tuple(field if c.dim() == 3 else field.squeeze(0) for field in flat[5 * k : 5 * k + 5])
         for k, c in enumerate(matrices)
@@ -191,11 +195,13 @@ def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool,
     return flat
 
 
-@torch.library.custom_op("pyalign::linear_assignment", mutates_args=())
-def _operator(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
+def _solve(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
     run = dispatch.implementation("linear_assignment", backend, costs)
     answers = run(costs, maximize, list(zip(start[::3], start[1::3], start[2::3], strict=True)))
     return [field for answer in answers for field in answer]
+
+
+_operator = torch.library.custom_op("pyalign::linear_assignment", _solve, mutates_args=())
 
 
 @_operator.register_fake

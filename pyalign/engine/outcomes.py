@@ -1,12 +1,15 @@
-"""What went wrong in a linear assignment problem, as an error that names the matrix and the entry."""
+"""What an implementation finds wrong in the values of its inputs, as errors that name the matrix, entry or indices."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from pyalign import errors
 
-__all__ = ["INFEASIBLE", "NOT_FINITE", "assignment_error"]
+__all__ = ["INFEASIBLE", "NOT_FINITE", "assignment_error", "check_permutations"]
 
 NOT_FINITE = 1
 INFEASIBLE = 2
@@ -33,3 +36,21 @@ def assignment_error(
         expected="at least one assignment that avoids every forbidden pair",
         do=f"replace some {forbidden} by large finite costs",
     )
+
+
+def check_permutations(perms: Sequence[Tensor | None]) -> None:
+    """Raise an InputError unless each index tensor holds 0 to n - 1 once; their values are known only here, at run time."""
+    for perm in perms:
+        if perm is None:
+            continue
+        n = perm.numel()
+        # Sorted, a permutation is 0 to n - 1; nothing else is.
+        if bool((perm.sort().values == torch.arange(n, device=perm.device)).all()):
+            continue
+        low, high = int(perm.min()), int(perm.max())
+        raise errors.InputError(
+            "permuted blend: an index tensor is not a permutation",
+            given=f"{n} indices from {low} to {high}" + (", some twice" if low >= 0 and high < n else ""),
+            expected=f"each of 0 to {n - 1} once",
+            do="an Assignment with n > m has -1 for unassigned rows: leave those out",
+        )

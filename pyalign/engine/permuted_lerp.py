@@ -105,13 +105,16 @@ def permuted_sum(
     flat = _flatten(tensors, perms)
     scales = _weights(weights, tensors)
     name = dispatch.choose("permuted_lerp", backend, tensors)
+    direct = dispatch.direct((*tensors, scales))
+    new, fill = (_new, _fill) if direct else (torch.ops.pyalign.permuted_sum, torch.ops.pyalign.permuted_sum_out)
     if out is None:
-        result: Tensor = torch.ops.pyalign.permuted_sum(tensors, scales, *_present(flat), name)
+        result: Tensor = new(tensors, scales, *_present(flat), name)
         return result
     _check_out(out, tensors, scales)
-    if any(_overlaps(out, tensor, flat[k * out.dim() : (k + 1) * out.dim()]) for k, tensor in enumerate(tensors)):
-        return out.copy_(torch.ops.pyalign.permuted_sum(tensors, scales, *_present(flat), name))
-    torch.ops.pyalign.permuted_sum_out(out, tensors, scales, *_present(flat), name)
+    rank = out.dim()
+    if any(_overlaps(out, tensor, flat[k * rank : (k + 1) * rank]) for k, tensor in enumerate(tensors)):
+        return out.copy_(new(tensors, scales, *_present(flat), name))
+    fill(out, tensors, scales, *_present(flat), name)
     return out
 
 
@@ -212,22 +215,6 @@ def _overlaps(out: Tensor, tensor: Tensor, perms: Sequence[Tensor | None]) -> bo
     return not same_place or any(perm is not None for perm in perms)
 
 
-def _check_bijections(perms: Sequence[Tensor]) -> None:
-    """Permutations are checked where their values are known: inside the operator, also when it was compiled."""
-    for perm in perms:
-        n = perm.numel()
-        if n == 0:
-            continue
-        inside = bool((perm.min() >= 0) & (perm.max() < n))
-        if not inside or not bool((torch.bincount(perm, minlength=n) == 1).all()):
-            raise errors.InputError(
-                "permuted blend: an index tensor is not a permutation",
-                given=f"{n} indices from {int(perm.min())} to {int(perm.max())}" + (", some twice" if inside else ""),
-                expected=f"each of 0 to {n - 1} once",
-                do="an Assignment with n > m has -1 for unassigned rows: leave those out",
-            )
-
-
 # The operators take the permutations that are there and their places, tensor * rank + axis, since torch.library treats a
 # list with None in it differently from a list of tensors.
 
@@ -243,26 +230,15 @@ def _grouped(perms: Sequence[Tensor], places: Sequence[int], k: int, rank: int) 
     return grouped
 
 
-@torch.library.custom_op("pyalign::permuted_sum", mutates_args=())
-def _operator(
+def _new(
     tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
 ) -> Tensor:
-    _check_bijections(perms)
-    run = dispatch.implementation("permuted_lerp", backend, tensors)
     out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    run(out, tensors, weights.tolist(), _grouped(perms, places, len(tensors), out.dim()))
+    _fill(out, tensors, weights, perms, places, backend)
     return out
 
 
-@_operator.register_fake
-def _fake(
-    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
-) -> Tensor:
-    return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op("pyalign::permuted_sum_out", mutates_args=("out",))
-def _operator_out(
+def _fill(
     out: Tensor,
     tensors: Sequence[Tensor],
     weights: Tensor,
@@ -270,9 +246,19 @@ def _operator_out(
     places: Sequence[int],
     backend: str,
 ) -> None:
-    _check_bijections(perms)
     run = dispatch.implementation("permuted_lerp", backend, tensors)
     run(out, tensors, weights.tolist(), _grouped(perms, places, len(tensors), out.dim()))
+
+
+_operator = torch.library.custom_op("pyalign::permuted_sum", _new, mutates_args=())
+_operator_out = torch.library.custom_op("pyalign::permuted_sum_out", _fill, mutates_args=("out",))
+
+
+@_operator.register_fake
+def _fake(
+    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
+) -> Tensor:
+    return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
 
 
 @_operator_out.register_fake

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyalign.engine import outcomes
+
 __all__ = ["permute", "permuted_sum"]
 
 
@@ -14,6 +16,8 @@ def permuted_sum(
     out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Sequence[Tensor | None]]
 ) -> None:
     """Write `sum_k weights[k] * tensors[k][perms[k]]` to out; a tensor with weight zero is not read."""
+    for axes in perms:
+        outcomes.check_permutations(axes)
     wide = torch.float64 if out.dtype == torch.float64 else torch.float32
     total = torch.zeros((), dtype=wide, device=out.device)
     terms = [(t, w, p) for t, w, p in zip(tensors, weights, perms, strict=True) if w != 0.0]
