@@ -1,4 +1,4 @@
-"""Activation matching: correlate units over data, one linear assignment per group (Tatro et al. 2020, section 3, eq. 3)."""
+"""Activation matching: correlate units over data, one assignment per group (Tatro et al. 2020, section 3, eq. 3)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SIMILARITIES = ("correlation", "covariance", "second moment")
 class ActivationMatching:
     r"""Match units that fire alike on the same data.
 
-    Per group \(\max_P \sum_{\text{sites}} \langle P, C \rangle\), C the correlation of the units of A with those of B.
-    Groups are independent of each other, so one pass over the data and one linear assignment per group are the exact
-    optimum; groups in blocks are matched by a table of assignments. Units that are dead (constant) in A or B are matched
-    among themselves, after all others. Scales are left at 1.
+    Per group \(\max_P \sum_{\text{sites}} \langle P, C \rangle\), C the correlation of the units of A with those of
+    B. Groups are independent of each other, so one pass over the data and one linear assignment per group are the
+    exact optimum; groups in blocks are matched by a table of assignments. Units that are dead (constant) in A or B are
+    matched among themselves, after all others. Scales are left at 1.
 
     Args:
         similarity: "correlation" (scale-free), "covariance", or "second moment" (uncentred).

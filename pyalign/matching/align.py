@@ -39,8 +39,8 @@ def align(
 ) -> Alignment:
     """Find the symmetry transformation that brings `model_b` into the coordinates of `model_a`.
 
-    The symmetry is derived from the computation of model A, verified on model B (a random element must leave its outputs
-    unchanged), and the best element is searched by `method`. Neither model is changed.
+    The symmetry is derived from the computation of model A, verified on model B (a random element must leave its
+    outputs unchanged), and the best element is searched by `method`. Neither model is changed.
 
     Args:
         model_a: The model that stays.
@@ -155,7 +155,9 @@ def _spec(spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dic
     return spec
 
 
-def _verified(spec: SymmetrySpec, model: nn.Module, inputs: Any, seed: int, seconds: dict[str, float]) -> tuple[str, ...]:
+def _verified(
+    spec: SymmetrySpec, model: nn.Module, inputs: Any, seed: int, seconds: dict[str, float]
+) -> tuple[str, ...]:
     if inputs is None:
         return ("symmetry not verified: neither data nor example_inputs were given",)
     began = time.perf_counter()

@@ -95,8 +95,8 @@ def assign_groups(
 ) -> Solution:
     """Maximise the summed similarity of matched units exactly, group by group, blocks with what is in them.
 
-    A group of blocks is matched by a table whose entry (k, l) is its own similarity plus the best value of matching what
-    lies in block k of A with what lies in block l of B. All flat groups are solved in one call of the engine.
+    A group of blocks is matched by a table whose entry (k, l) is its own similarity plus the best value of matching
+    what lies in block k of A with what lies in block l of B. All flat groups are solved in one call of the engine.
 
     Args:
         groups: The groups, those of blocks before those within them.

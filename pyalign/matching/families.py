@@ -42,9 +42,9 @@ class Families:
     def joint(self, objective: Objective, outer: Group) -> tuple[dict[str, ScaledPermutation], float]:
         """Propose elements for a group of blocks and everything within, given all groups outside of it.
 
-        Every pairing of blocks is tried: shift s pairs block k with block k + s, the contents of all pairs of a shift are
-        optimised at once (alternating where two inner groups meet in one tensor, as in a grouped convolution), and the
-        values of the pairs make the table of the outer assignment.
+        Every pairing of blocks is tried: shift s pairs block k with block k + s, the contents of all pairs of a shift
+        are optimised at once (alternating where two inner groups meet in one tensor, as in a grouped convolution), and
+        the values of the pairs make the table of the outer assignment.
 
         Returns:
             The proposed elements and the duality gap of the outer assignment.

@@ -24,8 +24,8 @@ class Term:
     Args:
         binding: The binding.
         depends: Groups whose elements the contribution depends on; its cache is dropped when one of them changes.
-        relative: Whether the group's own element is applied too and its labels undone afterwards: needed where blocks of
-            a tensor must move together, and where the group occurs twice (the linearisation at the present element).
+        relative: Whether the group's own element is applied too and its labels undone afterwards: needed where blocks
+            of a tensor move together, and where the group occurs twice (the linearisation at the present element).
         joint: Groups bound to other axes of the same tensor.
     """
 
@@ -93,7 +93,7 @@ class Objective:
         return True
 
     def evidence(self, group: str) -> Evidence | None:
-        """Similarity of the units of a group, all other groups at their present elements; only stale terms are computed."""
+        """Similarity of the units of a group, the others at their present elements; only stale terms are computed."""
         odd, even = self._fixed_part(group)
         for term in self.terms[group]:
             if term.depends:
@@ -109,7 +109,7 @@ class Objective:
         return _evidence(odd, even)
 
     def contribution(self, term: Term) -> Tensor:
-        """A term's similarity matrix at the present elements, from its cache where nothing it depends on has changed."""
+        """A term's similarity matrix at the present elements, from its cache while nothing it depends on changes."""
         stamp = tuple(self.versions[name] for name in term.depends)
         if term.stamp != stamp or term.cached is None:
             term.cached, term.stamp = self.similarity(term, self.elements), stamp

@@ -53,8 +53,8 @@ def check_same_architecture(model_a: nn.Module, model_b: nn.Module) -> None:
     state_a, state_b = state_of(model_a), state_of(model_b)
     only = {"A": [n for n in state_a if n not in state_b], "B": [n for n in state_b if n not in state_a]}
     if only["A"] or only["B"]:
-        given = [f"{len(v)} tensors only in model {k}: {_few(v)}" for k, v in only.items() if v]
-        raise _mismatch("the models have different tensors", "; ".join(given), "equal names")
+        sides = [f"{len(v)} tensors only in model {k}: {_few(v)}" for k, v in only.items() if v]
+        raise _mismatch("the models have different tensors", "; ".join(sides), "equal names")
     for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype), ("device", lambda t: t.device)):
         differ = [n for n in state_a if of(state_a[n]) != of(state_b[n])]
         if differ:

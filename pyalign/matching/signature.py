@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups
@@ -17,9 +16,9 @@ def signature_start(spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: 
                     backend: str = "auto") -> dict[str, ScaledPermutation]:
     """Match units by signatures that do not depend on the order of any other group's units.
 
-    The signature of a unit is its slice of every tensor, sorted along the axes that other groups permute. For a permuted
-    copy equal units have equal signatures, so this alone finds the permutation, where coordinate descent from the
-    identity can end in a local optimum; for independently trained networks it is a start like another.
+    The signature of a unit is its slice of every tensor, sorted along the axes that other groups permute. For a
+    permuted copy equal units have equal signatures, so this alone finds the permutation, where coordinate descent from
+    the identity can end in a local optimum; for independently trained networks it is a start like another.
 
     Args:
         spec: The symmetry.
@@ -55,7 +54,7 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
     others = [axis for axis in range(tensor.dim()) if axis != binding.axis]
     if binding.blocks > 1:
         # the units of row block k are apart from those of block l: axis 0 becomes (block, row within it)
-        tensor = tensor.unflatten(0, (binding.blocks, -1)).movedim(binding.axis + 1, 1).flatten(0, 1)
+        tensor = tensor.reshape(binding.blocks, -1, *tensor.shape[1:]).movedim(binding.axis + 1, 1).flatten(0, 1)
     else:
         tensor = tensor.movedim(binding.axis, 0)
     sort = [at + 1 for at, axis in enumerate(others) if axis in moved]

@@ -1,9 +1,11 @@
-"""Weight matching: coordinate descent over the groups, each step a linear assignment (Ainsworth et al. 2022, algorithm 1)."""
+"""Weight matching: coordinate descent, each step a linear assignment (Ainsworth et al. 2022, algorithm 1)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -27,8 +29,8 @@ class WeightMatching:
     Maximises \(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors (equal to minimising their distance;
     running statistics are moved along but do not count): group after group in a random order, the others held still,
     until a sweep changes nothing. Every step is accepted only if the objective, in float64, rises. A group that
-    occurs twice in one tensor is linearised at its present element. The search begins at the identity or at the matching
-    of sorted weights (`signature_start`), whichever has the higher objective.
+    occurs twice in one tensor is linearised at its present element. The search begins at the identity or at the
+    matching of sorted weights (`signature_start`), whichever has the higher objective.
 
     Args:
         restarts: Searches with different orders, from which the best is kept.
@@ -64,7 +66,7 @@ class WeightMatching:
         identity = spec.identity().transforms
         objective = Objective(spec, state_a, state_b, identity)
         before = {name: objective.cosine(name) for name in spec.groups}
-        first = self._first(objective, identity, spec, state_a, state_b)
+        first = self._first(objective, state_a, state_b)
         generator = torch.Generator().manual_seed(problem.seed)
         best: _Descent | None = None
         hidden = None if problem.progress is None else not problem.progress
@@ -91,14 +93,15 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
-    def _first(self, objective: Objective, identity: Elements, spec: SymmetrySpec, *states: dict[str, torch.Tensor],
-               ) -> Elements:
+    def _first(self, objective: Objective, state_a: Mapping[str, torch.Tensor],
+               state_b: Mapping[str, torch.Tensor]) -> Elements:
+        spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
             if self.start.spec.fingerprint != spec.fingerprint:
                 raise MismatchError("the start is an alignment of another architecture",
                                     given=f"fingerprint {self.start.spec.fingerprint}", expected=spec.fingerprint)
             return self.start.transforms
-        sorted_weights = signature_start(spec, *states, backend=self.backend)
+        sorted_weights = signature_start(spec, state_a, state_b, self.backend)
         at_identity = objective.total
         objective.restart(sorted_weights)
         return sorted_weights if objective.total > at_identity else identity
@@ -117,7 +120,7 @@ class _Descent:
         self._starts: dict[str, Assignment] = {}
         self._tried: dict[str, tuple[int, ...]] = {}
 
-    def run(self, sweeps: int, generator: torch.Generator, bar: tqdm) -> None:  # type: ignore[type-arg]
+    def run(self, sweeps: int, generator: torch.Generator, bar: tqdm[Any]) -> None:
         """Sweep until a whole sweep changes nothing, or `sweeps` times."""
         groups = list(self.objective.spec.groups.values())
         for _ in range(sweeps):

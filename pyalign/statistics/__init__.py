@@ -2,5 +2,17 @@
 
 from pyalign.statistics.batches import checked, outputs_of, split
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
+from pyalign.statistics.collect import collect
+from pyalign.statistics.moments import Moments
+from pyalign.statistics.sites import choose_sites
 
-__all__ = ["checked", "has_batchnorm", "outputs_of", "reestimate_batchnorm", "split"]
+__all__ = [
+    "Moments",
+    "checked",
+    "choose_sites",
+    "collect",
+    "has_batchnorm",
+    "outputs_of",
+    "reestimate_batchnorm",
+    "split",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def collect(
     Per batch model A runs first and the tensors at the sites are kept by reference (copied only if the model overwrites
     them); then model B runs, and each site's moments are updated the moment B computes it, which frees A's tensor.
     So memory holds the observed activations of one batch of one model, however many batches there are.
-    Dropout is off; other random operators draw the same numbers in both models, and the global random state is restored.
+    Dropout is off; other random operators draw the same numbers in both models; the global random state is restored.
 
     Args:
         model_a: The first model; left as found.
@@ -51,12 +51,12 @@ def collect(
         observe: "after" or "before" the nonlinearity.
         sites: How many sites of each group: a number, "last" or "all"; see `choose_sites`.
         full: Also the covariances within each model.
-        mask: Entry of a dict batch whose zeros mark padding: it masks every site whose first sample axes have its shape.
+        mask: Entry of a dict batch whose zeros mark padding: masks every site whose first sample axes have its shape.
         progress: Show a bar: True, False, or None for only on a terminal.
         backend: Implementation of `pyalign.engine.cross_moments`.
 
     Returns:
-        Moments (model A first) by site, in the order of the computation. Sites that evaluation never reaches are left out.
+        Moments (model A first) by site, in the order of the computation, without sites that evaluation never reaches.
 
     Raises:
         DataError: No data, a batch a model cannot take, or a computation that changes between batches or models.
@@ -68,7 +68,7 @@ def collect(
     chosen = {site for group in choose_sites(spec, sites).values() for site in group}
     ordered = [site for site in spec.sites if site in chosen]
     collector = _Collector(ordered, observe, full, backend)
-    total = len(data) if hasattr(data, "__len__") else None
+    total = len(data) if isinstance(data, Sized) else None
     hidden = None if progress is None else not progress
     with evaluating(model_a, model_b):
         for index, batch in enumerate(tqdm(checked(data), "activations", total, disable=hidden, leave=False)):

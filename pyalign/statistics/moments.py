@@ -1,4 +1,4 @@
-"""Streaming moments of two activation streams: counts, means and co-moments, in float64, mergeable (Chan et al. 1983)."""
+"""Streaming moments of two activation streams: count, means and co-moments in float64 (Chan et al. 1983)."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ class Moments:
             raise InputError("a stream has a negative number of units", given=f"d_a={n}, d_b={m}", expected="0 or more")
         self.full, self._requested = full, backend
         shapes = ((), (n,), (m,), (n, m), (n, n) if full else (n,), (m, m) if full else (m,))
-        zeros = [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
-        self._record = CrossMoments(*zeros, backend="none")
+        count, *zeros = (torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes)
+        mean_a, mean_b, comoment, square_a, square_b = zeros
+        self._record = CrossMoments(count, mean_a, mean_b, comoment, square_a, square_b, backend="none")
 
     def update(self, x: Tensor, y: Tensor, axis: int | tuple[int, int] = 1, mask: Tensor | None = None) -> Moments:
         """Add the samples of one batch.

@@ -47,7 +47,7 @@ class Held:
         return list(self._tensors)
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Calls `take(key, tensor)` for every watched operator of a forward pass.
 
     Args:
@@ -66,7 +66,7 @@ class Observer(TorchDispatchMode):
         take: Callable[[Key, Tensor], None],
         protect: Callable[[Tensor], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._scope, self._after, self._before = scope, frozenset(after), frozenset(before)
         self._operators = {key[2] for key in (*after, *before)}
         self._take, self._protect = take, protect

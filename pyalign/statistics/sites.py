@@ -84,7 +84,8 @@ class UnitView:
             units = tensor.index_select(self.axis, self._index.to(tensor.device))
         if self.runs == 1:
             return units
-        return units.unflatten(self.axis, (self.units, self.runs)).movedim(self.axis + 1, -1)
+        apart = units.reshape(*units.shape[: self.axis], self.units, self.runs, *units.shape[self.axis + 1 :])
+        return apart.movedim(self.axis + 1, -1)
 
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor has the axis that the site describes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ RELU = "aten.relu.default"
 class MLP(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (6, 16, 12, 4), activation=F.relu) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-2], widths[1:-1], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths[:-1]))
         self.head = nn.Linear(*widths[-2:])
         self.activation = activation
 
