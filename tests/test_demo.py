@@ -58,9 +58,9 @@ def test_correlations_gather_on_the_diagonal(study):
 
 
 def test_the_same_seed_gives_the_same_run_and_touches_no_global_state(tiny):
-    state = torch.random.get_rng_state()
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     again = run(TINY, progress=False)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(torch.random.get_rng_state(), state) and torch.get_num_threads() == threads
     assert torch.equal(weights(again.model_a), weights(tiny.model_a))
     for name in METHODS:
         assert again.barriers[name] == tiny.barriers[name]

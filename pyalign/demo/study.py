@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyalign.demo.digits import batches, digits
@@ -106,7 +107,11 @@ def run(settings: Settings | None = None, *, progress: bool | None = None) -> St
     Raises:
         PyalignError: scikit-learn, which brings the digits, is not installed.
     """
-    chosen = settings or Settings()
+    with _one_thread():
+        return _run(settings or Settings(), progress)
+
+
+def _run(chosen: Settings, progress: bool | None) -> Study:
     seconds: dict[str, float] = {}
     learnt, unseen = digits("train"), digits("test")
     with _timed(seconds, "training"):
@@ -159,6 +164,17 @@ def _correlations(
     names = [name for name in spec.groups if name in pairs[0]]
     chosen = sorted({round(k * (len(names) - 1) / (MAPS - 1)) for k in range(MAPS)}) if names else []
     return {names[k]: (pairs[0][names[k]], pairs[1][names[k]]) for k in chosen}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, lose much where cores are shared, and sum in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
