@@ -29,8 +29,9 @@ def axes_of(spec: SymmetrySpec, group: str) -> Axes:
 
 
 def outer_names(spec: SymmetrySpec) -> set[str]:
-    """Names of the groups that permute the blocks of others."""
-    return {g.structure.outer for g in spec.groups.values() if isinstance(g.structure, Wreath)}
+    """Names of the pure block groups: they permute the blocks of others and have no axis of their own."""
+    outer = {g.structure.outer for g in spec.groups.values() if isinstance(g.structure, Wreath)}
+    return {name for name in outer if not spec.of(name)}
 
 
 def inner_groups(spec: SymmetrySpec) -> dict[str, Group]:

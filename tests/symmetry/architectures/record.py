@@ -52,7 +52,9 @@ class Architecture:
 
     def model(self) -> nn.Module:
         """A float64 model in eval mode whose weights and statistics are all generic."""
-        return generic(self.build().double().eval(), seed=1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return generic(self.build().double().eval(), seed=1)
 
 
 class Registry(dict[str, Architecture]):
