@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -14,6 +13,8 @@ from pyalign.symmetry.labels import FIXED
 from pyalign.symmetry.ties import HashArray, IntArray, Ties, _mix
 
 __all__ = ["Class", "Units", "solve_units"]
+
+_ROUNDS = 4
 
 
 @dataclass
@@ -63,37 +64,49 @@ def solve_units(ties: Ties) -> Units:
     blocks = _equal_blocks(ties)
     unit = components(ties.atoms, ties.edges + blocks)
     count = int(unit.max()) + 1
+    signature = _roles(ties.signature, ties.edges)
     content = np.zeros(count, np.uint64)
-    np.add.at(content, unit, _mix(ties.signature))
+    np.add.at(content, unit, _mix(signature))
     order = np.full(count, ties.atoms)
     np.minimum.at(order, unit, np.arange(ties.atoms))
     parents = _parents(ties, unit)
     key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]))
+    mixed = _mixed(unit, signature)
+    key[mixed] = _mix(mixed.astype(np.uint64) + np.uint64(1 << 42))
     classes = _classes(key, parents, order, int(unit[FIXED]))
     members = np.argsort(unit, kind="stable")
     starts = np.searchsorted(unit[members], np.arange(count + 1))
     moving = {int(u) for c in classes for u in c.units}
-    return Units(unit, ties.signature, classes, {u: members[starts[u] : starts[u + 1]] for u in moving})
+    return Units(unit, signature, classes, {u: members[starts[u] : starts[u + 1]] for u in moving})
+
+
+@np.errstate(over="ignore")
+def _roles(signature: HashArray, edges: list[tuple[IntArray, IntArray]]) -> HashArray:
+    """Signatures that also know those of the atoms they are tied to: colour refinement along the ties."""
+    if not edges:
+        return signature
+    x, y = (np.concatenate([pair[k] for pair in edges]) for k in (0, 1))
+    event = np.repeat(np.arange(len(edges), dtype=np.uint64), [len(pair[0]) for pair in edges]) << np.uint64(1)
+    for _ in range(_ROUNDS):
+        refined = signature.copy()
+        np.add.at(refined, x, _mix(_mix(signature[y]) + event))
+        np.add.at(refined, y, _mix(_mix(signature[x]) + event + np.uint64(1)))
+        signature = _mix(refined)
+    return signature
 
 
 def _equal_blocks(ties: Ties) -> list[tuple[IntArray, IntArray]]:
-    """Edges between blocks that hold exactly the same units: they are one block seen twice."""
-    if not ties.parents:
-        return []
+    """Edges between blocks of different systems that hold exactly the same units: they are one block seen twice."""
     unit = components(ties.atoms, ties.edges)
-    content: dict[int, set[int]] = defaultdict(set)
-    for members, blocks in ties.parents:
-        for u, b in zip(unit[members].tolist(), blocks.tolist(), strict=True):
-            content[b].add(u)
     seen: dict[frozenset[int], int] = {}
     edges = []
-    by_units: dict[int, list[int]] = defaultdict(list)
-    for block, units in content.items():
-        first = seen.setdefault(frozenset(units), block)
-        edges.append((np.array([first]), np.array([block])))
-        for u in units:
-            by_units[u].append(block)
-    return edges
+    for members, blocks in ties.parents:
+        content: dict[int, set[int]] = defaultdict(set)
+        for u, b in zip(unit[members].tolist(), blocks.tolist(), strict=True):
+            content[b].add(u)
+        if sum(map(len, content.values())) == len(set().union(*content.values())):
+            edges += [(seen.setdefault(frozenset(units), block), block) for block, units in content.items()]
+    return [(np.array([a]), np.array([b])) for a, b in edges]
 
 
 def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
@@ -103,6 +116,13 @@ def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
         for u, b in set(zip(unit[members].tolist(), unit[blocks].tolist(), strict=True)):
             found[u].add(b)
     return {u: tuple(sorted(bs)) for u, bs in found.items()}
+
+
+def _mixed(unit: IntArray, signature: HashArray) -> IntArray:
+    """Units that hold two atoms of one role (a unit added to a reordered copy of itself): which goes where is unknown."""
+    order = np.lexsort((signature, unit))
+    same = (unit[order][1:] == unit[order][:-1]) & (signature[order][1:] == signature[order][:-1])
+    return np.unique(unit[order][1:][same])
 
 
 def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
@@ -121,7 +141,7 @@ def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dic
     key = content.copy()
     pinned = {b for b in parents.get(fixed, ())}
     several = {b for bs in parents.values() if len(bs) > 1 for b in bs}
-    for _ in range(2):
+    for _ in range(3):
         inside = np.zeros_like(key)
         for u, bs in parents.items():
             if u != fixed:
@@ -146,27 +166,17 @@ def _classes(key: HashArray, parents: dict[int, tuple[int, ...]], order: IntArra
         if u != fixed:
             by_key[int(key[u])].append(u)
     made: dict[int, Class] = {}
-    block_units = {b for bs in parents.values() for b in bs}
-    for units in by_key.values():
-        if units[0] in block_units and len(units) > 1:
-            outer = Class(np.array(units))
-            made.update((u, outer) for u in units)
-    classes = [c for n, c in made.items() if n == c.units[0]]
-    for units in by_key.values():
-        if units[0] in block_units or len(units) < 2:
-            continue
-        holder = parents.get(units[0], ())
-        outer_class = made.get(holder[0]) if len(holder) == 1 else None
-        if outer_class is None:
-            classes.append(Class(np.array(units)))
-            continue
-        rank = {int(b): i for i, b in enumerate(outer_class.units)}
-        arranged = sorted(units, key=lambda u: (rank[parents[u][0]], order[u]))
-        classes.append(Class(np.array(arranged), outer_class, len(outer_class.units)))
-    used = {id(c.outer) for c in classes if c.outer is not None}
-    return [c for c in classes if c.outer is not None or id(c) in used or c.units[0] not in block_units]
 
+    def build(k: int) -> Class:
+        if k not in made:
+            units, holder = by_key[k], parents.get(by_key[k][0], ())
+            outer = int(key[holder[0]]) if len(holder) == 1 else None
+            made[k] = Class(np.array(units))
+            if outer is not None and len(by_key.get(outer, ())) > 1:
+                above = build(outer)
+                rank = {int(b): i for i, b in enumerate(above.units)}
+                arranged = sorted(units, key=lambda u: (rank[parents[u][0]], order[u]))
+                made[k] = Class(np.array(arranged), above, len(above.units))
+        return made[k]
 
-def role_order(atoms: IntArray, signature: HashArray, places: npt.NDArray[np.int64]) -> IntArray:
-    """Order of a unit's atoms by role, then place."""
-    return np.lexsort((places, signature[atoms]))
+    return [build(k) for k in [k for k, units in by_key.items() if len(units) > 1]]

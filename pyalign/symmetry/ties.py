@@ -43,6 +43,7 @@ class Ties:
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
+    origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     events: int = 0
 
     @property
@@ -55,10 +56,18 @@ class Ties:
         start = self.atoms
         self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
-        return np.arange(start, start + count)
+        atoms = np.arange(start, start + count)
+        self.origin = np.concatenate([self.origin, atoms])
+        return atoms
 
-    def new_blocks(self, count: int) -> IntArray:
-        """Atoms that stand for `count` blocks of other atoms."""
+    def new_copies(self, atoms: IntArray) -> IntArray:
+        """Further atoms of the same units, one for each of `atoms`."""
+        copies = self.new_atoms(len(atoms))
+        self.origin[copies] = self.origin[atoms]
+        return copies
+
+    def new_group(self, count: int) -> IntArray:
+        """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
         blocks = self.new_atoms(count)
         self.mark(blocks, np.zeros(count, np.int64))
         return blocks
@@ -77,8 +86,10 @@ class Ties:
         """Atoms at equal positions of two arrays belong to one unit."""
         x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
         self.edges.append((x.copy(), y.copy()))
-        self.mark(x, _rank(y))
-        self.mark(y, _rank(x))
+        # A partner's signature is part of one's role: it tells the copies of a unit apart.
+        seen_by_x, seen_by_y = self.signature[y], self.signature[x]
+        self.mark(x, _rank(y), seen_by_x)
+        self.mark(y, _rank(x), seen_by_y)
 
     def pin(self, atoms: Iterable[int] | IntArray, reason: str) -> None:
         """These atoms cannot move."""
@@ -129,10 +140,12 @@ class Ties:
         atoms = as_array(plane.atoms).reshape(-1)
         self.mark(atoms, np.zeros(len(atoms), np.int64))
 
-    def mark(self, atoms: IntArray, role: IntArray) -> None:
+    def mark(self, atoms: IntArray, role: IntArray, partner: HashArray | None = None) -> None:
         """Record one event in the signature of atoms; units with equal signatures are interchangeable."""
         self.events += 1
         hashes = _mix(role.astype(np.uint64) * np.uint64(2_654_435_761) + np.uint64(self.events << 20))
+        if partner is not None:
+            hashes = _mix(hashes + partner)
         np.add.at(self.signature, atoms, hashes)
 
     def block(self, members: IntArray, blocks: IntArray) -> None:

@@ -138,7 +138,7 @@ def _block(trace: Trace, members: Sequence[Plane], groups: int, rank: int) -> No
     shape[1] = groups
     first = None
     for plane in members:
-        blocks = trace.ties.new_blocks(groups)
+        blocks = trace.ties.new_group(groups)
         if plane.dims == (1,):
             trace.ties.tie(blocks, as_array(plane.atoms).reshape(-1))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.labels import FIXED, Operand, Plane, compact
 from pyalign.symmetry.rules.base import Planes, Rule, combine, pin
-from pyalign.symmetry.ties import Ties
+from pyalign.symmetry.ties import Ties, as_array
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracer import Call, Trace
@@ -41,15 +42,41 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
 def settle(trace: Trace, planes: Sequence[Plane]) -> Planes:
     """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned."""
     kept: list[Plane] = []
-    sizes = [(int(torch.unique(p.atoms).numel()), p) for p in (Plane(compact(p.atoms), p.scaled) for p in planes)]
+    sizes = [(int(torch.unique(p.atoms).numel()), p) for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)]
     for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
         if not plane.dims:
             pin(trace, (plane,), "a single unit is picked out")
         elif any(set(plane.dims) & set(other.dims) for other in kept):
             pin(trace, (plane,), "its axis was merged with that of finer units")
         else:
-            kept.append(plane)
+            kept.append(_distinct(trace.ties, plane))
     return tuple(kept)
+
+
+def _settled(ties: Ties, atoms: Tensor) -> Tensor:
+    """Compacted; copies that now lie along an axis of their own are one atom again."""
+    atoms = compact(atoms)
+    origin = torch.from_numpy(ties.origin)[atoms]
+    for d in range(atoms.dim()):
+        if atoms.shape[d] > 1 and bool((origin == origin.narrow(d, 0, 1)).all()):
+            atoms = origin = origin.narrow(d, 0, 1)
+    return atoms
+
+
+def _distinct(ties: Ties, plane: Plane) -> Plane:
+    """Copies of an atom get atoms of their own, tied to it: later operators may treat each copy differently."""
+    atoms = as_array(plane.atoms).reshape(-1)
+    first = np.zeros(len(atoms), bool)
+    first[np.unique(atoms, return_index=True)[1]] = True
+    again = ~first & (atoms != FIXED)
+    if not again.any():
+        return plane
+    copies = atoms.copy()
+    copies[again] = ties.new_copies(atoms[again])
+    ties.tie(copies, atoms)
+    if plane.scaled:
+        ties.tie_scale(copies, atoms, 1)
+    return Plane(torch.from_numpy(copies).reshape(plane.atoms.shape), plane.scaled)
 
 
 def viewed(trace: Trace, call: Call) -> list[Planes] | None:
@@ -106,7 +133,7 @@ def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plan
     pieces = []
     for t, planes in zip(parts, along, strict=True):
         o = trace.operand(t, range(t.dim()), t.dim())
-        atoms = planes[0].atoms if planes else _nobody(trace.ties, t.shape[axis], axis, t.dim(), axis in o.fixed)
+        atoms = planes[0].atoms if planes else _nobody(trace.ties, t.shape[axis], axis, t.dim(), trace.label(t) is not None or axis in o.fixed)
         pieces.append(atoms.expand([t.shape[axis] if d == axis else size for d, size in enumerate(atoms.shape)]))
     widest = [max(piece.shape[d] for piece in pieces) for d in range(parts[0].dim())]
     full = [piece.expand([piece.shape[d] if d == axis else widest[d] for d in range(piece.dim())]) for piece in pieces]
@@ -123,7 +150,7 @@ def _nobody(ties: Ties, size: int, axis: int, rank: int, fixed: bool) -> Tensor:
     """Atoms of entries that belong to no parameter: interchangeable when they are all alike, else fixed."""
     shape = [1] * rank
     shape[axis] = size
-    return torch.full(shape, FIXED) if fixed else torch.from_numpy(ties.new_atoms(size)).reshape(shape)
+    return torch.full(shape, FIXED) if fixed else torch.from_numpy(ties.new_group(size)).reshape(shape)
 
 
 def stacked(trace: Trace, call: Call) -> list[Planes]:

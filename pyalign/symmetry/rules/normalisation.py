@@ -55,7 +55,7 @@ def group_norm(trace: Trace, call: Call) -> list[Planes]:
         if plane.along(others) and plane.along({1}):
             trace.ties.collapse(plane, others, "normalised over it")
         elif plane.along({1}) and groups > 1 and width > 1:
-            blocks = trace.ties.new_blocks(groups)
+            blocks = trace.ties.new_group(groups)
             trace.ties.block(as_array(plane.atoms).reshape(-1), np.repeat(blocks, width))
     return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, [1])]
 
