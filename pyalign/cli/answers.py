@@ -8,13 +8,15 @@ import math
 import os
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyalign._atomic import replacing
+from pyalign.errors import InputError
 
-__all__ = ["Answer", "UsageError", "plain", "write_text"]
+__all__ = ["Answer", "UsageError", "check_file", "check_target", "plain", "write_text"]
 
 
 class UsageError(Exception):
@@ -58,6 +60,45 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return str(value).removeprefix("torch.")
+
+
+def check_target(path: str | None, option: str) -> None:
+    """Refuse, before any work is done, a path to which nothing could be written in the end.
+
+    Args:
+        path: Where a file or a folder is to be written; None is nothing to check.
+        option: The command's option, for errors.
+
+    Raises:
+        InputError: It is there and is neither a file nor a folder, or its place cannot be written to.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise InputError(
+            f"{option}: {path} is no file that could be replaced", given="a device or the like", expected="a file",
+            do="name a file; --json prints on stdout",
+        )  # fmt: skip
+    place = next(folder for folder in target.absolute().parents if folder.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: nothing can be written to {place}", given=path, do="choose another folder")
+
+
+def check_file(path: str | None, option: str, suffixes: tuple[str, ...]) -> None:
+    """Like `check_target`, for a file that must end in one of `suffixes`.
+
+    Raises:
+        UsageError: It has another suffix.
+        InputError: As for `check_target`, and where the path is a folder.
+    """
+    if path is None:
+        return
+    if suffixes and Path(path).suffix not in suffixes:
+        raise UsageError(f"{option}: {path!r} must end in {', '.join(suffixes)}")
+    if Path(path).is_dir():
+        raise InputError(f"{option}: {path} is a folder", expected="a file", do="name a file in it")
+    check_target(path, option)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pyalign import io
-from pyalign.cli.answers import UsageError
+from pyalign.cli.answers import UsageError, check_file, check_target
 from pyalign.cli.targets import call_user, resolve
 from pyalign.errors import CheckpointError, InputError
 from pyalign.symmetry import Alignment
@@ -108,10 +108,12 @@ def check_output(path: str | None, like: str) -> None:
 
     Raises:
         UsageError: A file is to be written without a known suffix.
+        InputError: Its place cannot be written to.
     """
-    suffixes = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-    if path is not None and not Path(like).is_dir() and Path(path).suffix not in suffixes:
-        raise UsageError(f"--out: {path!r} must end in one of {', '.join(suffixes)}")
+    if Path(like).is_dir():
+        check_target(path, "--out")
+    else:
+        check_file(path, "--out", (".safetensors", ".pt", ".pth", ".bin", ".ckpt"))
 
 
 def load_alignment(path: str | None, model: nn.Module) -> Alignment | None:

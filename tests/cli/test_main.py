@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -63,6 +64,7 @@ def test_debug_shows_the_traceback(workplace, capsys):
         ["merge", "--model", "m:f", "a.safetensors", "--out", "x.safetensors"],
         ["merge", "--model", "m:f", "a.safetensors", "b.safetensors", "--repair", "repair", "--out", "x.safetensors"],
         ["merge", "--model", "m:f", "a.safetensors", "b.safetensors", "--out", "x.safetensors", "--weights", "1"],
+        ["demo", "--out", "x.txt"],
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--out", "x.onnx"],
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--save", "x.json"],
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--restarts", "3"],
@@ -116,6 +118,15 @@ def test_a_full_disk_is_an_error_of_one_line(workplace, capsys, monkeypatch):
     monkeypatch.setattr(derive_command, "write_text", full)
     outcome = pyalign(capsys, *DERIVE, "--out", "spec.json")
     assert outcome.code == 1 and "No space left on device" in outcome.err and len(outcome.err.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "folder", "a.safetensors/spec.json"])
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(workplace, capsys, monkeypatch, target):
+    (workplace / "folder").mkdir()
+    monkeypatch.setattr(derive_command, "derive", lambda *args: pytest.fail("the work had begun"))
+    outcome = pyalign(capsys, *DERIVE, "--out", target)
+    assert outcome.code == 1 and "--out" in outcome.err and len(outcome.err.splitlines()) == 1
+    assert Path("/dev/null").is_char_device()
 
 
 def test_what_nobody_expected_is_told_as_such(workplace, capsys, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pyalign.cli.answers import Answer, UsageError
+from pyalign.cli.answers import Answer, UsageError, check_file
 from pyalign.cli.data import add_data_options, load_data
 from pyalign.cli.models import add_pair_options, check_output, load_pair, save_model
 from pyalign.matching import ActivationMatching, Method, WeightMatching, align
@@ -44,8 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Answer:
     """Align, write, print the report."""
     check_output(args.out, args.b)
-    if args.save is not None and not args.save.endswith(".safetensors"):
-        raise UsageError(f"--save: {args.save!r} must end in .safetensors")
+    check_file(args.save, "--save", (".safetensors",))
     method = _method(args)
     model_a, model_b = load_pair(args)
     data = load_data(args.data, args)

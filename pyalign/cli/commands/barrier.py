@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pyalign._atomic import replacing
-from pyalign.cli.answers import Answer, UsageError
+from pyalign.cli.answers import Answer, check_file
 from pyalign.cli.data import add_data_options, load_data, load_recalibration
 from pyalign.cli.models import add_pair_options, load_alignment, load_pair
 from pyalign.paths import Barrier, barrier
@@ -39,8 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Answer:
     """Measure, draw, print."""
-    if args.plot is not None and Path(args.plot).suffix not in (".svg", ".png", ".pdf"):
-        raise UsageError(f"--plot: {args.plot!r} must end in .svg, .png or .pdf")
+    check_file(args.plot, "--plot", (".svg", ".png", ".pdf"))
     model_a, model_b = load_pair(args)
     alignment = load_alignment(args.alignment, model_b)
     data = load_data(args.data, args)

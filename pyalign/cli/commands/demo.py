@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pyalign import io
-from pyalign.cli.answers import Answer, write_text
+from pyalign.cli.answers import Answer, check_file, write_text
 from pyalign.cli.commands.barrier import can_print
 from pyalign.demo import Settings, make_page, terminal_text
 from pyalign.demo import run as run_study
@@ -39,6 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Answer:
     """Run the study, write the page, print the table."""
     settings = Settings(seed=args.seed, epochs=args.epochs, width=args.width, points=args.points)
+    check_file(args.out, "--out", (".html", ".htm"))
+    for name in "ab":
+        check_file(args.models and f"{args.models}/{name}.safetensors", "--models", ())
     study = run_study(settings, progress=args.progress)
     written = [args.out]
     write_text(args.out, make_page(study))

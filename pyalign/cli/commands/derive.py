@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyalign.cli.answers import Answer, UsageError, write_text
+from pyalign.cli.answers import Answer, UsageError, check_file, write_text
 from pyalign.cli.data import add_data_options, load_data
 from pyalign.cli.models import add_model_options, load_model
 from pyalign.statistics import checked, split
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> Answer:
     """Derive, verify, print."""
     if (args.data is None) == (args.shape is None):
         raise UsageError("give --data or --shape, and only one of them")
+    check_file(args.out, "--out", ())
     model = load_model(args, args.a, "--a")
     inputs = _inputs(args)
     spec = derive(model, inputs)
