@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +34,8 @@ def resolve(text: str, option: str) -> Callable[..., Any]:
     """Import what `text` names; the current folder is searched first, as by `python -m`.
 
     Args:
-        text: `package.module:name` or `path/to/file.py:name`; the name may hold dots.
+        text: `package.module:name` or `path/to/file.py:name`; the name may hold dots, for an
+            attribute or an entry of a dict.
         option: The command's option, for errors.
 
     Returns:
@@ -49,6 +50,9 @@ def resolve(text: str, option: str) -> Callable[..., Any]:
     module_name, _, name = text.rpartition(":")
     found: Any = _import(module_name, option)
     for part in name.split("."):
+        if isinstance(found, Mapping) and part in found:  # a table of factories
+            found = found[part]
+            continue
         if not hasattr(found, part):
             raise InputError(
                 f"{option}: {module_name} has no {name!r}",

@@ -23,6 +23,7 @@ def no_model():
     return 3
 
 not_callable = 5
+zoo = {"small": factory}
 
 def data():
     generator = torch.Generator().manual_seed(0)

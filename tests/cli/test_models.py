@@ -23,8 +23,9 @@ def test_a_pair_is_aligned_and_written(workplace, capsys):
     assert torch.allclose(before["0.weight"].sum(0), after["0.weight"].sum(0), atol=1e-5)
 
 
-def test_a_factory_in_a_file_with_options(workplace, capsys):
-    words = ("derive", "--model", "nets_of_a_user.py:factory", "--model-options", '{"width": 9}', "--shape", "2,4")
+@pytest.mark.parametrize("name", ["factory", "zoo.small"])
+def test_a_factory_in_a_file_with_options(workplace, capsys, name):
+    words = ("derive", "--model", f"nets_of_a_user.py:{name}", "--model-options", '{"width": 9}', "--shape", "2,4")
     assert pyalign(capsys, *words, "--json").json()["groups"][0]["size"] == 9
 
 
