@@ -13,8 +13,9 @@ from pyalign.symmetry.transforms import ScaledPermutation
 __all__ = ["act"]
 
 
-def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation],
-        power: int = 1) -> Tensor:
+def act(
+    tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], power: int = 1
+) -> Tensor:
     """Apply group elements to one tensor through all its bindings.
 
     Axis by axis: `new[p'] = s ** (side * power) * old[p]` where p is the position of the unit that moves to p'.
@@ -44,8 +45,9 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
     return tensor
 
 
-def axis_map(bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], length: int,
-             power: int = 1) -> tuple[Tensor | None, Tensor | None]:
+def axis_map(
+    bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], length: int, power: int = 1
+) -> tuple[Tensor | None, Tensor | None]:
     """Index map and factors of a whole axis, shapes (length,), None where trivial."""
     index, scale = torch.arange(length), torch.ones(length, dtype=torch.float64)
     for b in bindings:

@@ -76,16 +76,23 @@ class Alignment:
         given = {name: t.size for name, t in self.transforms.items()}
         if sizes != given:
             wrong = sorted(set(sizes.items()) ^ set(given.items()))
-            raise MismatchError("the elements do not fit the groups of the spec", given=f"{wrong[:4]}",
-                                expected="one element of the right size for every group")
+            raise MismatchError(
+                "the elements do not fit the groups of the spec",
+                given=f"{wrong[:4]}",
+                expected="one element of the right size for every group",
+            )
 
     @overload
     def apply(self, model: ModuleT) -> ModuleT: ...
 
     @overload
-    def apply(self, model: Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = ...) -> dict[str, Any]: ...
+    def apply(
+        self, model: Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = ...
+    ) -> dict[str, Any]: ...
 
-    def apply(self, model: nn.Module | Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = None) -> Any:
+    def apply(
+        self, model: nn.Module | Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = None
+    ) -> Any:
         """The aligned copy of a module, of a state dict, or of an optimiser's state dict.
 
         Args:
@@ -108,8 +115,11 @@ class Alignment:
             _overwrite(aligned, moved)
             return aligned
         if not isinstance(model, Mapping):
-            raise InputError("cannot apply an alignment to this", given=type(model).__name__,
-                             expected="a module, a state dict or an optimiser's state dict")
+            raise InputError(
+                "cannot apply an alignment to this",
+                given=type(model).__name__,
+                expected="a module, a state dict or an optimiser's state dict",
+            )
         if {"state", "param_groups"} <= set(model):
             return optimizer_state.apply(self.spec, self.transforms, model, parameters)
         return self.spec.apply(self.transforms, cast(Mapping[str, Tensor], model))
@@ -126,8 +136,12 @@ class Alignment:
             MismatchError: The two belong to different specs.
         """
         if first.spec.fingerprint != self.spec.fingerprint:
-            raise MismatchError("alignments of different specs", given=f"{first.spec.fingerprint}",
-                                expected=self.spec.fingerprint, do="compose alignments of one architecture")
+            raise MismatchError(
+                "alignments of different specs",
+                given=f"{first.spec.fingerprint}",
+                expected=self.spec.fingerprint,
+                do="compose alignments of one architecture",
+            )
         both = {name: g @ first.transforms[name] for name, g in self.transforms.items()}
         return Alignment(self.spec, both, method=f"{first.method}, then {self.method}")
 
@@ -139,14 +153,18 @@ class Alignment:
     @property
     def moved(self) -> dict[str, float]:
         """Fraction of the units that change place, per group."""
-        return {n: float((g.perm != torch.arange(g.size)).double().mean()) for n, g in self.transforms.items() if g.size}
+        return {
+            n: float((g.perm != torch.arange(g.size)).double().mean()) for n, g in self.transforms.items() if g.size
+        }
 
     def report(self) -> str:
         """The alignment as a table: per group, how much moved and how well it matches."""
         rows = []
         for name, g in self.spec.groups.items():
             before, after = self.correlation_before.get(name), self.correlation_after.get(name)
-            rows.append([name, str(g.size), f"{100 * self.moved.get(name, 0.0):.0f} %", _number(before), _number(after)])
+            rows.append(
+                [name, str(g.size), f"{100 * self.moved.get(name, 0.0):.0f} %", _number(before), _number(after)]
+            )
         head = [f"method: {self.method}"]
         head += [f"objective: {self.objective:.6g}"] if self.objective is not None else []
         head += [f"worst duality gap: {self.worst_gap:.3g}"] if self.worst_gap is not None else []
@@ -170,8 +188,12 @@ class Alignment:
             if g.scale is not None:
                 tensors[f"{name}|scale"] = g.scale
         record = {f: getattr(self, f) for f in _RECORDED}
-        metadata = {"format": _FORMAT, "fingerprint": self.spec.fingerprint, "record": json.dumps(record),
-                    "spec": json.dumps(self.spec.to_dict())}
+        metadata = {
+            "format": _FORMAT,
+            "fingerprint": self.spec.fingerprint,
+            "record": json.dumps(record),
+            "spec": json.dumps(self.spec.to_dict()),
+        }
         with replacing(path) as temporary:
             save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata=metadata)
 
@@ -192,8 +214,12 @@ class Alignment:
         if own.fingerprint != metadata["fingerprint"]:
             raise CheckpointError(f"{path} is damaged: its spec does not match its fingerprint", do="align again")
         if isinstance(spec, SymmetrySpec) and spec.fingerprint != own.fingerprint:
-            raise MismatchError(f"{path} was made for another architecture", given=f"fingerprint {own.fingerprint}",
-                                expected=spec.fingerprint, do="align the models of this architecture")
+            raise MismatchError(
+                f"{path} was made for another architecture",
+                given=f"fingerprint {own.fingerprint}",
+                expected=spec.fingerprint,
+                do="align the models of this architecture",
+            )
         if isinstance(spec, nn.Module):
             own.check_model(spec)
         elements = {n: ScaledPermutation(tensors[f"{n}|perm"], tensors.get(f"{n}|scale")) for n in own.groups}
@@ -205,8 +231,17 @@ class Alignment:
         return replace(self, transforms=transforms, **changes)
 
 
-_RECORDED = ("method", "objective", "trace", "worst_gap", "correlation_before", "correlation_after", "backends",
-             "seconds", "notes")
+_RECORDED = (
+    "method",
+    "objective",
+    "trace",
+    "worst_gap",
+    "correlation_before",
+    "correlation_after",
+    "backends",
+    "seconds",
+    "notes",
+)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -215,11 +250,16 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read an alignment from {path}", given=str(error),
-                              expected="a file that Alignment.save wrote") from error
+        raise CheckpointError(
+            f"cannot read an alignment from {path}", given=str(error), expected="a file that Alignment.save wrote"
+        ) from error
     if metadata.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is no alignment", given=f"format {metadata.get('format')!r}",
-                              expected=f"format {_FORMAT!r}", do="pass a file that Alignment.save wrote")
+        raise CheckpointError(
+            f"{path} is no alignment",
+            given=f"format {metadata.get('format')!r}",
+            expected=f"format {_FORMAT!r}",
+            do="pass a file that Alignment.save wrote",
+        )
     return metadata, tensors
 
 

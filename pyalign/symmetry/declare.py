@@ -20,12 +20,18 @@ __all__ = ["declare"]
 Axes = Sequence[tuple[str, int]]
 
 
-def declare(model: nn.Module, groups: Mapping[str, Axes], *, base: SymmetrySpec | None = None, fixed: Sequence[str] = (),
-            kinds: Mapping[str, Kind] | None = None) -> SymmetrySpec:
+def declare(
+    model: nn.Module,
+    groups: Mapping[str, Axes],
+    *,
+    base: SymmetrySpec | None = None,
+    fixed: Sequence[str] = (),
+    kinds: Mapping[str, Kind] | None = None,
+) -> SymmetrySpec:
     """A spec from hand-written groups, or a derived spec with some groups replaced.
 
-    Each group is a list of (tensor name, axis). An axis that is r times as long as the group (a flattened convolution output)
-    is taken as units x r. `spec.verify(model, inputs)` proves the result.
+    Each group is a list of (tensor name, axis). An axis that is r times as long as the group (a flattened convolution
+    output) is taken as units x r. `spec.verify(model, inputs)` proves the result.
 
     Args:
         model: Gives names and shapes.
@@ -63,7 +69,9 @@ def declare(model: nn.Module, groups: Mapping[str, Axes], *, base: SymmetrySpec 
     return _merged(base, made, bindings, fixed)
 
 
-def _merged(base: SymmetrySpec, made: Mapping[str, Group], bindings: list[AxisBinding], fixed: Sequence[str]) -> SymmetrySpec:
+def _merged(
+    base: SymmetrySpec, made: Mapping[str, Group], bindings: list[AxisBinding], fixed: Sequence[str]
+) -> SymmetrySpec:
     unknown = [name for name in fixed if name not in base.groups]
     if unknown:
         raise InputError(f"cannot fix group {unknown[0]!r}", given=unknown[0], expected=f"one of {list(base.groups)}")
@@ -76,9 +84,16 @@ def _merged(base: SymmetrySpec, made: Mapping[str, Group], bindings: list[AxisBi
     left = [b for b in base.bindings if b.group in kept]
     covered = {(b.tensor, b.axis) for b in (*left, *bindings)}
     held = [FixedAxis(b.tensor, b.axis, "declared fixed") for b in base.bindings if (b.tensor, b.axis) not in covered]
-    sites = tuple(s for s in base.sites if s.group in kept or (s.group in made and made[s.group].size == len(s.positions)))
-    return replace(base, groups={**kept, **made}, bindings=(*left, *bindings), sites=sites,
-                   fixed=(*(f for f in base.fixed if (f.tensor, f.axis) not in covered), *held))
+    sites = tuple(
+        s for s in base.sites if s.group in kept or (s.group in made and made[s.group].size == len(s.positions))
+    )
+    return replace(
+        base,
+        groups={**kept, **made},
+        bindings=(*left, *bindings),
+        sites=sites,
+        fixed=(*(f for f in base.fixed if (f.tensor, f.axis) not in covered), *held),
+    )
 
 
 def _size(group: str, axes: Axes, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -86,19 +101,27 @@ def _size(group: str, axes: Axes, shapes: Mapping[str, tuple[int, ...]]) -> int:
     for tensor, axis in axes:
         shape = shapes.get(tensor)
         if shape is None or not 0 <= axis < len(shape):
-            raise MismatchError(f"group {group!r} names an axis that does not exist", given=f"axis {axis} of {tensor!r}",
-                                expected="a tensor of the model and one of its axes",
-                                do=f"use names of model.state_dict(); {tensor!r} has shape {shape}")
+            raise MismatchError(
+                f"group {group!r} names an axis that does not exist",
+                given=f"axis {axis} of {tensor!r}",
+                expected="a tensor of the model and one of its axes",
+                do=f"use names of model.state_dict(); {tensor!r} has shape {shape}",
+            )
         lengths.append(shape[axis])
     if not lengths:
         raise InputError(f"group {group!r} has no axes", expected="at least one (tensor, axis)")
     if any(length % min(lengths) for length in lengths):
-        raise MismatchError(f"the axes of group {group!r} do not fit each other", given=f"lengths {lengths}",
-                            expected="equal lengths, or multiples of the smallest")
+        raise MismatchError(
+            f"the axes of group {group!r} do not fit each other",
+            given=f"lengths {lengths}",
+            expected="equal lengths, or multiples of the smallest",
+        )
     return min(lengths)
 
 
-def _binding(group: str, tensor: str, axis: int, size: int, shapes: Mapping[str, tuple[int, ...]], buffer: bool) -> AxisBinding:
+def _binding(
+    group: str, tensor: str, axis: int, size: int, shapes: Mapping[str, tuple[int, ...]], buffer: bool
+) -> AxisBinding:
     positions = torch.arange(shapes[tensor][axis]).reshape(size, -1)
     side: Any = Side.COVARIANT if axis == 0 else Side.CONTRAVARIANT
     return AxisBinding(tensor, axis, group, side, Role.TRANSFORMED if buffer else Role.MATCHED, positions)
@@ -109,5 +132,8 @@ def _check_apart(bindings: Sequence[AxisBinding]) -> None:
     for b in bindings:
         other = seen.setdefault((b.tensor, b.axis), b.group)
         if other != b.group:
-            raise InputError(f"axis {b.axis} of {b.tensor!r} belongs to two groups", given=f"{other!r} and {b.group!r}",
-                             expected="one group for each axis")
+            raise InputError(
+                f"axis {b.axis} of {b.tensor!r} belongs to two groups",
+                given=f"{other!r} and {b.group!r}",
+                expected="one group for each axis",
+            )

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.errors import DataError, InputError, PyalignWarning
-from pyalign.symmetry.build import build_spec
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
-from pyalign.symmetry.labels import Label
 from pyalign.symmetry.locate import ModuleScope, plain_operators
-from pyalign.symmetry.solve import solve_units
 from pyalign.symmetry.spec import SymmetrySpec
-from pyalign.symmetry.ties import Ties
-from pyalign.symmetry.tracer import Escapes, Trace, source_label
+from pyalign.symmetry.tracing.build import build_spec
+from pyalign.symmetry.tracing.labels import Label
+from pyalign.symmetry.tracing.solve import solve_units
+from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.tracer import Escapes, Trace, source_label
 
 __all__ = ["derive", "untouched"]
 
@@ -32,9 +32,11 @@ _EXTRA_TRACES = 4
 def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
     """Find what may move in a model without changing its function, by watching one forward computation.
 
-    Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are summed over, elementwise
-    operators tie units that meet, normalisation and unknown operators hold them in place. Units that play the same part
-    form a group. The model runs once in evaluation mode (and once in training mode when some parameters are only
+    Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are
+    summed over, elementwise operators tie units that meet, unknown operators hold them in place. Units that play the
+    same part form a group.
+
+    The model runs once in evaluation mode (and once in training mode when some parameters are only
     used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
 
     Args:
@@ -73,8 +75,12 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
     unreached = _unreached(model, traces)
     notes += [f"never used in the computation: {', '.join(unreached)}"] if unreached else []
     if unreached:
-        warnings.warn(f"{len(unreached)} parameters were never used on these inputs and are left alone ({unreached[0]}, ...); "
-                      "if other inputs use them, derive with inputs that do", PyalignWarning, stacklevel=2)
+        warnings.warn(
+            f"{len(unreached)} parameters were never used on these inputs and are left alone ({unreached[0]}, ...); "
+            "if other inputs use them, derive with inputs that do",
+            PyalignWarning,
+            stacklevel=2,
+        )
     used = set().union(*(trace.used for trace in traces))
     dead = {*unreached, *(name for name, b in model.named_buffers() if id(b) not in used)}
     for axis in ties.axes:
@@ -92,7 +98,9 @@ def _noisy(inputs: Any, seed: int) -> Any:
     def noise(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        return x + torch.randn(x.shape, generator=generator).to(x.device, x.dtype) * (float(x.float().std()) if x.numel() > 1 else 1.0)
+        return x + torch.randn(x.shape, generator=generator).to(x.device, x.dtype) * (
+            float(x.float().std()) if x.numel() > 1 else 1.0
+        )
 
     return map_tensors(inputs, noise)
 
@@ -123,8 +131,11 @@ def _sources(model: nn.Module, ties: Ties) -> tuple[list[tuple[Tensor, Label]], 
     """Labels of parameters, of persistent buffers (numbers and masks, not indices), and the tied names."""
     persistent = set(model.state_dict().keys())
     named: list[tuple[str, Tensor, bool]] = [(n, p, False) for n, p in model.named_parameters(remove_duplicate=False)]
-    named += [(n, b, True) for n, b in model.named_buffers(remove_duplicate=False)
-              if n in persistent and (b.is_floating_point() or b.dtype == torch.bool)]
+    named += [
+        (n, b, True)
+        for n, b in model.named_buffers(remove_duplicate=False)
+        if n in persistent and (b.is_floating_point() or b.dtype == torch.bool)
+    ]
     first: dict[int, str] = {}
     sources: list[tuple[Tensor, Label]] = []
     aliases: dict[str, str] = {}
@@ -147,9 +158,12 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
                 output = call(model, inputs)
         except Exception as error:
             shapes = [tuple(t.shape) for t in tensors_of(inputs)]
-            raise DataError(f"the model {type(model).__name__} cannot take these inputs: {error}",
-                            given=f"tensors of shapes {shapes}", expected="what model(...) takes",
-                            do="pass a tensor, a tuple of positional or a mapping of keyword arguments") from error
+            raise DataError(
+                f"the model {type(model).__name__} cannot take these inputs: {error}",
+                given=f"tensors of shapes {shapes}",
+                expected="what model(...) takes",
+                do="pass a tensor, a tuple of positional or a mapping of keyword arguments",
+            ) from error
     for tensor in tensors_of(output):
         trace.leak(tensor)
         for plane in trace.planes(tensor):
@@ -167,7 +181,12 @@ def _unknown(traces: list[Trace]) -> list[str]:
     for trace in traces:
         found.update(trace.unknown)
     for operator, place in found:
-        warnings.warn(f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone",
-                      PyalignWarning, stacklevel=3)
-    return [f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone"
-            for operator, place in found]
+        warnings.warn(
+            f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone",
+            PyalignWarning,
+            stacklevel=3,
+        )
+    return [
+        f"no rule for operator {operator} in {place or 'the model'}: what it touches is left alone"
+        for operator, place in found
+    ]

@@ -38,7 +38,7 @@ def _positions_from(content: Any) -> Tensor:
     if isinstance(content, list):
         return torch.tensor(content, dtype=torch.int64)
     (units, runs), (start, step, run) = content["size"], content["affine"]
-    return start + step * torch.arange(units).unsqueeze(1) + run * torch.arange(runs)
+    return torch.as_tensor(start + step * torch.arange(units).unsqueeze(1) + run * torch.arange(runs))
 
 
 def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
@@ -80,8 +80,13 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
 def _group_to(group: Group) -> dict[str, Any]:
     s = group.structure
     structure = {"outer": s.outer, "blocks": s.blocks} if isinstance(s, Wreath) else None
-    return {"name": group.name, "size": group.size, "kind": group.kind.value, "structure": structure,
-            "reason": group.reason}
+    return {
+        "name": group.name,
+        "size": group.size,
+        "kind": group.kind.value,
+        "structure": structure,
+        "reason": group.reason,
+    }
 
 
 def _group_from(content: Mapping[str, Any]) -> Group:

@@ -116,8 +116,8 @@ def fibre(tensor: Tensor, axis: int, blocks: int) -> Tensor:
 class Site:
     """A place in the computation where the activations of a group can be seen.
 
-    It is the output of the `index`-th operator `op` inside the `call`-th call of `module`; the first input of that operator
-    has the same layout and shows the units before the nonlinearity.
+    It is the output of the `index`-th operator `op` inside the `call`-th call of `module`; the first input of that
+    operator has the same layout and shows the units before the nonlinearity.
 
     Args:
         group: Name of the group.

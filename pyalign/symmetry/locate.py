@@ -50,12 +50,15 @@ class ModuleScope:
 
     def __enter__(self) -> ModuleScope:
         self.restart()
-        self._hooks = [register_module_forward_pre_hook(self._enter),
-                       register_module_forward_hook(self._leave, always_call=True)]
+        self._hooks = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for hook in self._hooks:
             hook.remove()
 

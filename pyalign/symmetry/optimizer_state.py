@@ -20,12 +20,16 @@ __all__ = ["apply"]
 _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 
-def apply(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Any],
-          parameters: nn.Module | Sequence[str] | None) -> dict[str, Any]:
+def apply(
+    spec: SymmetrySpec,
+    elements: Mapping[str, ScaledPermutation],
+    state: Mapping[str, Any],
+    parameters: nn.Module | Sequence[str] | None,
+) -> dict[str, Any]:
     """Group elements applied to an optimiser's `state_dict()`.
 
-    A gradient with respect to `s * w` is 1/s of the one with respect to w: averages of gradients move with the inverse factor,
-    averages of squared gradients with its square; under permutations both are only reordered.
+    A gradient with respect to `s * w` is 1/s of the one with respect to w: averages of gradients move with the inverse
+    factor, averages of squared gradients with its square; under permutations both are only reordered.
 
     Args:
         spec: The symmetry of the optimised model.
@@ -41,13 +45,21 @@ def apply(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], state: 
         MismatchError: The number or the shapes of the parameters differ.
     """
     if parameters is None:
-        raise InputError("an optimiser's state does not name its parameters", given="an optimiser's state dict alone",
-                         expected="also parameters=", do="pass the model it optimises, or the parameter names in order")
+        raise InputError(
+            "an optimiser's state does not name its parameters",
+            given="an optimiser's state dict alone",
+            expected="also parameters=",
+            do="pass the model it optimises, or the parameter names in order",
+        )
     names = [n for n, _ in parameters.named_parameters()] if isinstance(parameters, nn.Module) else list(parameters)
     order = [index for group in state["param_groups"] for index in group["params"]]
     if len(order) != len(names):
-        raise MismatchError("the optimiser does not belong to these parameters", given=f"{len(order)} parameters",
-                            expected=f"{len(names)}", do="pass the names in the optimiser's order")
+        raise MismatchError(
+            "the optimiser does not belong to these parameters",
+            given=f"{len(order)} parameters",
+            expected=f"{len(names)}",
+            do="pass the names in the optimiser's order",
+        )
     moved = {key: copy.deepcopy(value) for key, value in state.items() if key != "state"}
     moved["state"] = {
         index: _moved(spec, elements, name, state["state"][index])
@@ -57,15 +69,20 @@ def apply(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], state: 
     return moved
 
 
-def _moved(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], name: str,
-           entries: Mapping[str, Any]) -> dict[str, Any]:
+def _moved(
+    spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], name: str, entries: Mapping[str, Any]
+) -> dict[str, Any]:
     shape = spec.shapes.get(spec.aliases.get(name, name))
     result: dict[str, Any] = {}
     for key, value in entries.items():
         if isinstance(value, Tensor) and value.dim() > 0:
             if tuple(value.shape) != shape:
-                raise MismatchError(f"the optimiser's {key} of {name!r} does not fit", given=f"{tuple(value.shape)}",
-                                    expected=f"{shape}", do="pass the parameter names in the optimiser's order")
+                raise MismatchError(
+                    f"the optimiser's {key} of {name!r} does not fit",
+                    given=f"{tuple(value.shape)}",
+                    expected=f"{shape}",
+                    do="pass the parameter names in the optimiser's order",
+                )
             value = act(value, spec.on(name), elements, -2 if key in _SQUARED else -1).clone()
         elif isinstance(value, Tensor):
             value = value.clone()

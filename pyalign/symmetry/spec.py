@@ -99,7 +99,9 @@ class SymmetrySpec:
         """The alignment that moves nothing."""
         from pyalign.symmetry.alignment import Alignment
 
-        return Alignment(self, {name: ScaledPermutation.identity(g.size) for name, g in self.groups.items()}, "identity")
+        return Alignment(
+            self, {name: ScaledPermutation.identity(g.size) for name, g in self.groups.items()}, "identity"
+        )
 
     def outer_first(self) -> list[Group]:
         """The groups, those of blocks before those within them."""
@@ -111,8 +113,9 @@ class SymmetrySpec:
             pending = [g for g in pending if g.name not in done]
         return list(done.values())
 
-    def apply(self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor],
-              power: int = 1) -> dict[str, Tensor]:
+    def apply(
+        self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor], power: int = 1
+    ) -> dict[str, Tensor]:
         """Group elements applied to a state dict; `state` is not changed.
 
         Args:
@@ -149,14 +152,21 @@ class SymmetrySpec:
         """
         missing = [name for name in self.shapes if name not in state and name in self._by_tensor]
         if missing:
-            raise MismatchError("the state dict is not of the model this spec describes",
-                                given=f"no tensor {missing[0]!r} ({len(missing)} missing)",
-                                expected="every tensor of the spec", do="derive a spec from this model")
+            raise MismatchError(
+                "the state dict is not of the model this spec describes",
+                given=f"no tensor {missing[0]!r} ({len(missing)} missing)",
+                expected="every tensor of the spec",
+                do="derive a spec from this model",
+            )
         for name, tensor in state.items():
             shape = self.shapes.get(self.aliases.get(name, name))
             if shape is not None and tuple(tensor.shape) != shape:
-                raise MismatchError(f"tensor {name!r} does not fit the spec", given=f"shape {tuple(tensor.shape)}",
-                                    expected=f"shape {shape}", do="use two models of one architecture and width")
+                raise MismatchError(
+                    f"tensor {name!r} does not fit the spec",
+                    given=f"shape {tuple(tensor.shape)}",
+                    expected=f"shape {shape}",
+                    do="use two models of one architecture and width",
+                )
 
     def check_model(self, model: nn.Module) -> None:
         """Raise unless the spec was made for this architecture.
@@ -167,8 +177,12 @@ class SymmetrySpec:
         state = state_of(model)
         unknown = [n for n in state if n not in self.shapes and n not in self.aliases]
         if unknown:
-            raise MismatchError("the spec is for another model", given=f"a model with a tensor {unknown[0]!r}",
-                                expected="the tensors the spec was derived from", do="derive a spec from this model")
+            raise MismatchError(
+                "the spec is for another model",
+                given=f"a model with a tensor {unknown[0]!r}",
+                expected="the tensors the spec was derived from",
+                do="derive a spec from this model",
+            )
         self.check_state(state)
 
     def verify(self, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
@@ -206,8 +220,9 @@ def _collect(pairs: Iterable[tuple[str, AxisBinding]]) -> dict[str, tuple[AxisBi
     return {key: tuple(values) for key, values in found.items()}
 
 
-def _random_in_blocks(group: Group, outer: ScaledPermutation, kind: Kind,
-                      generator: torch.Generator) -> ScaledPermutation:
+def _random_in_blocks(
+    group: Group, outer: ScaledPermutation, kind: Kind, generator: torch.Generator
+) -> ScaledPermutation:
     inner = group.size // outer.size
     within = torch.stack([torch.randperm(inner, generator=generator) for _ in range(outer.size)])
     if kind is Kind.IDENTITY:

@@ -40,8 +40,11 @@ class ScaledPermutation:
     def __post_init__(self) -> None:
         perm = torch.as_tensor(self.perm, dtype=torch.int64, device="cpu").clone()
         if perm.dim() != 1 or not torch.equal(perm.sort().values, torch.arange(len(perm))):
-            raise InputError("not a permutation", given=f"{perm.tolist()[:8]}... of shape {tuple(perm.shape)}",
-                             expected="each of 0..n-1 exactly once, shape (n,)")
+            raise InputError(
+                "not a permutation",
+                given=f"{perm.tolist()[:8]}... of shape {tuple(perm.shape)}",
+                expected="each of 0..n-1 exactly once, shape (n,)",
+            )
         object.__setattr__(self, "perm", perm)
         if self.scale is not None:
             object.__setattr__(self, "scale", _checked_scale(self.scale, len(perm)))
@@ -90,8 +93,11 @@ class ScaledPermutation:
             InputError: The elements act on different numbers of units.
         """
         if first.size != self.size:
-            raise InputError("elements of different groups", given=f"{self.size} and {first.size} units",
-                             expected="equal numbers of units")
+            raise InputError(
+                "elements of different groups",
+                given=f"{self.size} and {first.size} units",
+                expected="equal numbers of units",
+            )
         if self.scale is None and first.scale is None:
             return ScaledPermutation(first.perm[self.perm])
         scale = torch.ones(self.size, dtype=torch.float64) if self.scale is None else self.scale
@@ -136,6 +142,9 @@ def random_scale(size: int, kind: Kind, generator: torch.Generator) -> Tensor | 
 def _checked_scale(scale: Tensor, size: int) -> Tensor:
     scale = torch.as_tensor(scale, dtype=torch.float64, device="cpu").clone()
     if scale.shape != (size,) or not bool(torch.isfinite(scale).all()) or bool((scale == 0).any()):
-        raise InputError("not a scale vector", given=f"{scale.tolist()[:8]} of shape {tuple(scale.shape)}",
-                         expected=f"{size} finite factors other than zero")
+        raise InputError(
+            "not a scale vector",
+            given=f"{scale.tolist()[:8]} of shape {tuple(scale.shape)}",
+            expected=f"{size} finite factors other than zero",
+        )
     return scale

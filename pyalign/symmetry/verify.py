@@ -65,9 +65,12 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
     error, tolerance = probe.error(spec, elements), probe.tolerance()
     if error <= tolerance:
         return Verification(error, tolerance, len(elements))
-    raise SymmetryError("the spec is not a symmetry of this model: " + _blame(spec, probe, elements, tolerance),
-                        given=f"outputs change by {error:.1e} of their size", expected=f"at most {tolerance:.1e}",
-                        do="correct the declared binding, or report the model if the spec was derived")
+    raise SymmetryError(
+        "the spec is not a symmetry of this model: " + _blame(spec, probe, elements, tolerance),
+        given=f"outputs change by {error:.1e} of their size",
+        expected=f"at most {tolerance:.1e}",
+        do="correct the declared binding, or report the model if the spec was derived",
+    )
 
 
 class _Probe:
@@ -141,7 +144,9 @@ def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermu
     return "every group holds by itself, but not all together"
 
 
-def _mend(spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, ScaledPermutation], tolerance: float) -> str:
+def _mend(
+    spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, ScaledPermutation], tolerance: float
+) -> str:
     """The one binding that is too much, misplaced or missing."""
     for binding in (b for m in members for b in spec.of(m)):
         rest = _with(spec, [b for b in spec.bindings if b is not binding])
@@ -149,13 +154,17 @@ def _mend(spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[
             return f"group {binding.group!r} must not be bound to axis {binding.axis} of {binding.tensor!r}"
         for other in _candidates(rest, binding.group, [binding.tensor]):
             if probe.error(_with(rest, [*rest.bindings, other]), moved) <= tolerance:
-                return (f"group {binding.group!r} is bound to axis {binding.axis} of {binding.tensor!r}, "
-                        f"but belongs to its axis {other.axis}")
+                return (
+                    f"group {binding.group!r} is bound to axis {binding.axis} of {binding.tensor!r}, "
+                    f"but belongs to its axis {other.axis}"
+                )
     for name in members:
         for missing in _candidates(spec, name, spec.shapes):
             if probe.error(_with(spec, [*spec.bindings, missing]), moved) <= tolerance:
                 return f"group {name!r} lacks a binding to axis {missing.axis} of {missing.tensor!r}"
-    return f"group {members[-1]!r}, bound to {_bound(spec, members)}, changes the outputs (more than one binding is wrong)"
+    return (
+        f"group {members[-1]!r}, bound to {_bound(spec, members)}, changes the outputs (more than one binding is wrong)"
+    )
 
 
 def _bound(spec: SymmetrySpec, members: Iterable[str]) -> str:

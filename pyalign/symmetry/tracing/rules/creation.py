@@ -5,19 +5,48 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pyalign.symmetry.calls import tensors_of
-from pyalign.symmetry.labels import Plane
-from pyalign.symmetry.rules.base import Planes, Rule, pin
+from pyalign.symmetry.tracing.labels import Plane
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, pin
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["CONSTANT", "RANDOM", "RULES"]
 
-CONSTANT = frozenset({"fill", "zero", "zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_empty",
-                      "new_full", "new_empty_strided"})
+CONSTANT = frozenset(
+    {
+        "fill",
+        "zero",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+        "empty_like",
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+        "new_full",
+        "new_empty_strided",
+    }
+)
 
-RANDOM = frozenset({"bernoulli", "rand", "randn", "rand_like", "randn_like", "uniform", "normal", "exponential", "randint",
-                    "randperm", "multinomial", "_sample_dirichlet", "native_dropout_mask", "poisson"})
+RANDOM = frozenset(
+    {
+        "bernoulli",
+        "rand",
+        "randn",
+        "rand_like",
+        "randn_like",
+        "uniform",
+        "normal",
+        "exponential",
+        "randint",
+        "randperm",
+        "multinomial",
+        "_sample_dirichlet",
+        "native_dropout_mask",
+        "poisson",
+    }
+)
 
 
 def embedding(trace: Trace, call: Call) -> list[Planes]:

@@ -1,4 +1,4 @@
-"""What a trace collects about atoms: which move together, which cannot move, which differ in role, which share a scale."""
+"""What a trace collects about atoms: which move together or not at all, which differ in role or share a scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import FIXED, Plane
+from pyalign.symmetry.tracing.labels import FIXED, Plane
 
 __all__ = ["ParameterAxis", "Ties"]
 
@@ -20,7 +20,7 @@ HashArray = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class ParameterAxis:
-    """The atoms `start .. start + size - 1` are the positions of this axis (a fibre over row blocks when blocks > 1)."""
+    """Atoms `start .. start + size - 1` are the positions of this axis (a fibre over row blocks when blocks > 1)."""
 
     tensor: str
     axis: int
@@ -187,4 +187,4 @@ def _mix(x: HashArray) -> HashArray:
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)

@@ -11,17 +11,23 @@ from torch import Tensor
 
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.scales import Scales
-from pyalign.symmetry.solve import Class, Units, components
 from pyalign.symmetry.spec import SymmetrySpec
-from pyalign.symmetry.ties import IntArray, ParameterAxis, Ties
-from pyalign.symmetry.tracer import Sight
+from pyalign.symmetry.tracing.scales import Scales
+from pyalign.symmetry.tracing.solve import Class, Units, components
+from pyalign.symmetry.tracing.ties import IntArray, ParameterAxis, Ties
+from pyalign.symmetry.tracing.tracer import Sight
 
 __all__ = ["build_spec"]
 
 
-def build_spec(ties: Ties, units: Units, sights: Sequence[Sight], shapes: Mapping[str, tuple[int, ...]],
-               aliases: dict[str, str], notes: Sequence[str]) -> SymmetrySpec:
+def build_spec(
+    ties: Ties,
+    units: Units,
+    sights: Sequence[Sight],
+    shapes: Mapping[str, tuple[int, ...]],
+    aliases: dict[str, str],
+    notes: Sequence[str],
+) -> SymmetrySpec:
     """The spec of a solved trace.
 
     Args:
@@ -36,14 +42,18 @@ def build_spec(ties: Ties, units: Units, sights: Sequence[Sight], shapes: Mappin
     layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
     layout = [(axis, found) for axis, found in layout if not (axis.blocks == 1 and _has_fibre(ties, axis))]
     bound = {key for _, found in layout for key in found}
-    units.classes[:] = [c for c in units.classes if id(c) in bound or any(o.outer is c and id(o) in bound for o in units.classes)]
+    units.classes[:] = [
+        c for c in units.classes if id(c) in bound or any(o.outer is c and id(o) in bound for o in units.classes)
+    ]
     slots = Slots(units)
     _name(units.classes, layout)
     scales = Scales(ties, units)
     groups, bindings = {}, []
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
         kept = _kept(ties, units, c)
-        kind, reason, power = scales.of(c) if id(c) in bound else (Kind.PERMUTATION, "moves the blocks of other groups", {})
+        kind, reason, power = (
+            scales.of(c) if id(c) in bound else (Kind.PERMUTATION, "moves the blocks of other groups", {})
+        )
         structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
         groups[c.name] = Group(c.name, len(c.units), kind, structure, kept or reason)
         for axis, found in layout:
@@ -52,7 +62,9 @@ def build_spec(ties: Ties, units: Units, sights: Sequence[Sight], shapes: Mappin
     fixed = _fixed(ties, units, layout)
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
-    return SymmetrySpec(groups, tuple(bindings), _sites(sights, slots, units.classes), fixed, dict(shapes), aliases, tuple(notes))
+    return SymmetrySpec(
+        groups, tuple(bindings), _sites(sights, slots, units.classes), fixed, dict(shapes), aliases, tuple(notes)
+    )
 
 
 class Slots:
@@ -70,7 +82,7 @@ class Slots:
         np.minimum.at(self.first, units.unit, np.arange(len(units.unit)))
 
     def on_axis(self, atoms: IntArray) -> dict[int, Tensor]:
-        """For the atoms along an axis: id of class -> positions, shape (units, r); classes that are there in part are left out."""
+        """For the atoms along an axis: id of class -> positions (units, r), of classes that are there in whole."""
         unit = self.units.unit[atoms]
         owner = self.owner[unit]
         found = {}
@@ -118,8 +130,10 @@ def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[i
     for run, place in enumerate(positions[0].tolist()):
         side = {1: Side.COVARIANT, -1: Side.CONTRAVARIANT, 0: Side.DIAGONAL}[power.get(axis.start + place, 0)]
         sides.setdefault(side, []).append(run)
-    return [AxisBinding(axis.tensor, axis.axis, c.name, side, role, positions[:, runs], axis.blocks)
-            for side, runs in sides.items()]
+    return [
+        AxisBinding(axis.tensor, axis.axis, c.name, side, role, positions[:, runs], axis.blocks)
+        for side, runs in sides.items()
+    ]
 
 
 def _kept(ties: Ties, units: Units, c: Class) -> str:
@@ -131,10 +145,17 @@ def _kept(ties: Ties, units: Units, c: Class) -> str:
     return ""
 
 
-def _fixed(ties: Ties, units: Units, layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]]) -> tuple[FixedAxis, ...]:
+def _fixed(
+    ties: Ties, units: Units, layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]]
+) -> tuple[FixedAxis, ...]:
     """Axes that no group moves, each with the nearest reason."""
-    loose = components(ties.atoms, [(a[a != 0], b[a != 0]) if (a == 0).any() else (a, b)
-                                    for a, b in ((x[y != 0], y[y != 0]) for x, y in ties.edges)])
+    loose = components(
+        ties.atoms,
+        [
+            (a[a != 0], b[a != 0]) if (a == 0).any() else (a, b)
+            for a, b in ((x[y != 0], y[y != 0]) for x, y in ties.edges)
+        ],
+    )
     why: dict[int, str] = {}
     direct: dict[int, str] = {}
     for atoms, reason in ties.pins:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.solve import Class, Units, components
-from pyalign.symmetry.ties import Ties
+from pyalign.symmetry.tracing.solve import Class, Units, components
+from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Scales"]
 
@@ -51,7 +51,9 @@ class Scales:
                     powers[atom] = 1
                 elif self.node[atom] == inverse:
                     powers[atom] = -1
-        kind = Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
+        kind = (
+            Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
+        )
         reason = self.reasons.get(int(self.node[members[0][best]]), "only linear operators act on it")
         return kind, reason, powers
 

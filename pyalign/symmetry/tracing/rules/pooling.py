@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import Plane
-from pyalign.symmetry.rules.base import Planes, Rule, restrict
+from pyalign.symmetry.tracing.labels import Plane
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, restrict
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES"]
 
@@ -32,7 +32,11 @@ def windowed(trace: Trace, call: Call) -> list[Planes] | None:
                 atoms = atoms.narrow(d, 0, 1)
             planes.append(Plane(atoms, plane.scaled))
     linear = "max" not in call.name
-    kept = tuple(planes) if linear else restrict(trace, tuple(planes), Kind.POSITIVE, f"{call.name} commutes with positive scales only")
+    kept = (
+        tuple(planes)
+        if linear
+        else restrict(trace, tuple(planes), Kind.POSITIVE, f"{call.name} commutes with positive scales only")
+    )
     return [kept] * len(tensors_of(call.out))
 
 
@@ -40,8 +44,10 @@ _NAMES = [
     *(f"{kind}{k}d" for k in (1, 2, 3) for kind in (
         "max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "_adaptive_avg_pool", "upsample_nearest",
         "_upsample_nearest_exact", "fractional_max_pool", "lp_pool", "max_unpool")),
-    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "upsample_linear1d", "upsample_bilinear2d",
-    "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices", "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+    "grid_sampler_2d",
     "grid_sampler_3d", "mkldnn_max_pool2d",
 ]  # fmt: skip
 RULES: dict[str, Rule] = dict.fromkeys(_NAMES, windowed)

@@ -16,11 +16,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import Label, Operand, Plane, place
 from pyalign.symmetry.locate import ModuleScope
-from pyalign.symmetry.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
-from pyalign.symmetry.rules.base import Rule
-from pyalign.symmetry.ties import Ties
+from pyalign.symmetry.tracing.labels import Label, Operand, Plane, place
+from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
+from pyalign.symmetry.tracing.rules.base import Rule
+from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
 
@@ -66,7 +66,7 @@ class Trace(TorchDispatchMode):
     """Raise errors of rules instead of leaving alone what they touch (for the tests)."""
 
     def __init__(self, ties: Ties, scope: ModuleScope, sources: Sequence[tuple[Tensor, Label]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ties, self.scope = ties, scope
         self.labels = WeakTensorKeyDictionary()
         self.storages: dict[tuple[Any, ...], Label] = {}
@@ -80,8 +80,9 @@ class Trace(TorchDispatchMode):
             self.labels[tensor] = label
             self.storages[_geometry(tensor)] = label
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
-                           kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Run the operator, then label what came out."""
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
@@ -104,7 +105,7 @@ class Trace(TorchDispatchMode):
 
     def label(self, tensor: Tensor) -> Label | None:
         """The label of a tensor, or None for a constant."""
-        found = self.labels.get(tensor)
+        found: Label | None = self.labels.get(tensor)
         if found is None and self.storages:
             found = self.storages.get(_geometry(tensor))
         return found
@@ -172,8 +173,10 @@ class Trace(TorchDispatchMode):
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
         self._set(call.out, [Label(planes, leaks=leaks if n else ()) for n, planes in enumerate(results)])
-        if in_place and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill") and (
-            before is None or not before.planes
+        if (
+            in_place
+            and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
+            and (before is None or not before.planes)
         ):
             self._update_relatives(outputs[0], results[0])
         self._sight(call, outputs, results)
@@ -208,12 +211,12 @@ class Trace(TorchDispatchMode):
             full.copy_(self._unwritten(base, target, planes[0].dims[0]))
         region = full.as_strided(target.shape, target.stride(), target.storage_offset())
         region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
-        from pyalign.symmetry.rules.moving import settle
+        from pyalign.symmetry.tracing.rules.moving import settle
 
         self.labels[base] = Label(settle(self, [Plane(full, all(p.scaled for p in (*planes, *old)))]))
 
     def _unwritten(self, base: Tensor, target: Tensor, axis: int) -> Tensor:
-        """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where they are alike."""
+        """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where alike."""
         written = torch.zeros(base.shape, dtype=torch.bool)
         written.as_strided(target.shape, target.stride(), target.storage_offset()).fill_(True)
         others = tuple(d for d in range(base.dim()) if d != axis)
@@ -244,7 +247,9 @@ class Escapes(TorchFunctionMode):
         super().__init__()
         self.trace = trace
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Pin what leaves, then run the function."""
         if getattr(func, "__name__", "") in _LEAVES and args and isinstance(args[0], Tensor):
             self.trace.leak(args[0])
@@ -253,7 +258,9 @@ class Escapes(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_LEAVES = frozenset({"tolist", "numpy", "__array__", "item", "__float__", "__int__", "__bool__", "__index__", "__dlpack__", "data_ptr"})
+_LEAVES = frozenset(
+    {"tolist", "numpy", "__array__", "item", "__float__", "__int__", "__bool__", "__index__", "__dlpack__", "data_ptr"}
+)
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -270,5 +277,7 @@ def source_label(ties: Ties, name: str, tensor: Tensor, buffer: bool) -> Label:
             shape = [1] * tensor.dim()
             shape[axis] = size
             atoms = torch.from_numpy(ties.new_axis(name, axis, size, buffer=buffer)).reshape(shape)
-            planes.append(ties.limit_scale(Plane(atoms), Kind.PERMUTATION, "a buffer has no scale") if buffer else Plane(atoms))
+            planes.append(
+                ties.limit_scale(Plane(atoms), Kind.PERMUTATION, "a buffer has no scale") if buffer else Plane(atoms)
+            )
     return Label(tuple(planes))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import Operand, Plane
-from pyalign.symmetry.ties import Ties, as_array
+from pyalign.symmetry.tracing.labels import Operand, Plane
+from pyalign.symmetry.tracing.ties import Ties, as_array
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["Rule", "combine", "pin", "reduce_symmetric", "restrict"]
 
@@ -20,15 +20,16 @@ Rule = Callable[["Trace", "Call"], "list[tuple[Plane, ...]] | None"]
 Planes = tuple[Plane, ...]
 
 
-def combine(trace: Trace, operands: Sequence[Operand], mode: str, reason: str,
-            summed: frozenset[int] = frozenset()) -> Planes:
+def combine(
+    trace: Trace, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int] = frozenset()
+) -> Planes:
     """An elementwise map of several operands: planes that meet are tied.
 
     Args:
         trace: The trace.
         operands: The operands, in one index space.
-        mode: What happens to scales: "add", "mul", "norm" (the last two operands, weight and bias, give theirs; the others lose
-            it), "pin" (all are lost).
+        mode: What happens to scales: "add", "mul", "norm" (the last two operands, weight and bias, give theirs; the
+            others lose it), "pin" (all are lost).
         reason: Why units are told apart where an operand without units meets one that has them.
         summed: Axes that the product is summed over afterwards ("mul" of two operands): scales cancel there.
 
@@ -41,7 +42,8 @@ def combine(trace: Trace, operands: Sequence[Operand], mode: str, reason: str,
             if plane.along(others):
                 trace.ties.distinguish(plane, others, reason)
     operands = [
-        Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero) for operand in operands
+        Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero)
+        for operand in operands
     ]
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
@@ -142,8 +144,9 @@ def _widest(planes: Sequence[Plane]) -> Planes:
     return tuple(result)
 
 
-def reduce_symmetric(trace: Trace, planes: Planes, dims: set[int], keepdim: bool, linear: bool, reason: str,
-                     scales: bool = True) -> Planes:
+def reduce_symmetric(
+    trace: Trace, planes: Planes, dims: set[int], keepdim: bool, linear: bool, reason: str, scales: bool = True
+) -> Planes:
     """Planes after a reduction over `dims` that treats all entries alike.
 
     Args:

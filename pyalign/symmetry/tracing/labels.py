@@ -1,8 +1,8 @@
 """What is known of a tensor while a model is traced: which of its entries belong to which unit.
 
 Every position on an axis of a parameter is an *atom*, a number. A *plane* says, for each element of a tensor, which
-atom it belongs to; it is stored with size 1 along the axes it does not vary on. Operators that move data move planes in the
-same way; all others tie atoms to each other, or to the fixed atom 0.
+atom it belongs to; it is stored with size 1 along the axes it does not vary on. Operators that move data move planes
+in the same way; all others tie atoms to each other, or to the fixed atom 0.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 __all__ = ["FIXED", "Label", "Operand", "Plane", "compact", "place"]
@@ -24,7 +23,7 @@ class Plane:
 
     Args:
         atoms: int64, as many axes as the tensor, size 1 along axes it does not vary on.
-        scaled: Whether the tensor is multiplied by the scale of its atom (False where something has normalised it away).
+        scaled: Whether the tensor is multiplied by the scale of its atom (not where that was normalised away).
     """
 
     atoms: Tensor

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyalign.symmetry.labels import Operand, Plane, place
-from pyalign.symmetry.rules.base import Planes, Rule, combine, reduce_symmetric
-from pyalign.symmetry.ties import as_array
+from pyalign.symmetry.tracing.labels import Operand, Plane, place
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, reduce_symmetric
+from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES", "SIGHTS"]
 
@@ -33,7 +33,9 @@ def matrix_product(trace: Trace, call: Call) -> list[Planes]:
     lead = list(range(batch))
     xs = trace.operand(x, [*lead, batch, batch + 2] if x.dim() > 1 else [batch + 2], rank)
     ys = trace.operand(y, [*lead, batch + 2, batch + 1] if y.dim() > 1 else [batch + 2], rank)
-    planes = contract(trace, xs, ys, {batch + 2}, f"product with values that belong to no unit, in {call.place or 'the model'}")
+    planes = contract(
+        trace, xs, ys, {batch + 2}, f"product with values that belong to no unit, in {call.place or 'the model'}"
+    )
     planes = _drop_axes(planes, [d for d, t in ((batch + 1, y), (batch, x)) if t.dim() < 2])
     if added is None or call.kwargs.get("beta", 1) == 0:
         return [planes]
@@ -48,7 +50,9 @@ def linear(trace: Trace, call: Call) -> list[Planes]:
     rank = x.dim() + 1
     xs = trace.operand(x, [*range(rank - 2), rank - 1], rank)
     ws = trace.operand(weight, [rank - 2, rank - 1], rank)
-    planes = contract(trace, xs, ws, {rank - 1}, f"product with values that belong to no unit, in {call.place or 'the model'}")
+    planes = contract(
+        trace, xs, ws, {rank - 1}, f"product with values that belong to no unit, in {call.place or 'the model'}"
+    )
     bias = call.get(2, "bias")
     if bias is None:
         return [planes]
@@ -61,13 +65,20 @@ def convolution(trace: Trace, call: Call) -> list[Planes]:
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[8]
     transposed, space = call.args[6], weight.dim() - 2
     rank = 4 + space
-    xs = _split(_channels(trace, x, "convolution moves along it"), 1, groups, [0, 1, rank - 1, *range(3, 3 + space)], rank)
+    xs = _split(
+        _channels(trace, x, "convolution moves along it"), 1, groups, [0, 1, rank - 1, *range(3, 3 + space)], rank
+    )
     ws = _weight(trace, weight, groups, transposed, rank)
     if groups > 1 and x.shape[1] // groups > 1:
         _block(trace, [p for p in (*xs.planes, *ws.planes) if p.along({1})], groups, rank)
         xs, ws = _tie_in_blocks(trace, xs, ws, rank)
-    planes = contract(trace, xs, ws, {rank - 1}, f"convolution of values that belong to no unit, in {call.place or 'the model'}")
-    merged = tuple(Plane(_merge(p.atoms, groups, weight.shape[1] if transposed else weight.shape[0] // groups), p.scaled) for p in planes)
+    planes = contract(
+        trace, xs, ws, {rank - 1}, f"convolution of values that belong to no unit, in {call.place or 'the model'}"
+    )
+    merged = tuple(
+        Plane(_merge(p.atoms, groups, weight.shape[1] if transposed else weight.shape[0] // groups), p.scaled)
+        for p in planes
+    )
     if bias is None:
         return [merged]
     product = Operand(merged, _unexplained(call.out, merged, call.out.dim()))
@@ -80,8 +91,7 @@ def _weight(trace: Trace, weight: Tensor, groups: int, transposed: bool, rank: i
     first, second = (rank - 1, 2) if transposed else (2, rank - 1)
     if groups == 1:
         planes = [place(p, [first, second, *range(3, rank - 1)], rank) for p in channels.planes]
-        fixed = frozenset((first, second)[d] for d in channels.fixed if d < 2)
-        return Operand(tuple(planes), fixed)
+        return Operand(tuple(planes), frozenset((first, second)[d] for d in channels.fixed if d < 2))
     rows = [p for p in channels.planes if p.along({0})]
     fibres = [p for p in channels.planes if p.along({1})]
     planes = []
@@ -101,8 +111,15 @@ def _fibre_atoms(trace: Trace, plane: Plane, groups: int) -> Tensor:
     """Atoms of (row block, entry) for the fibre axis of a grouped weight, when it is an axis of a parameter."""
     atoms = as_array(plane.atoms).reshape(-1)
     for axis in trace.ties.axes:
-        if axis.blocks == 1 and axis.size == len(atoms) and axis.start == atoms[0] and atoms[-1] == axis.start + axis.size - 1:
-            return torch.from_numpy(trace.ties.new_axis(axis.tensor, axis.axis, groups * axis.size, groups, axis.buffer))
+        if (
+            axis.blocks == 1
+            and axis.size == len(atoms)
+            and axis.start == atoms[0]
+            and atoms[-1] == axis.start + axis.size - 1
+        ):
+            return torch.from_numpy(
+                trace.ties.new_axis(axis.tensor, axis.axis, groups * axis.size, groups, axis.buffer)
+            )
     trace.ties.pin(atoms, "fibres of a grouped convolution that are computed from several tensors")
     return plane.atoms.reshape(1, -1).expand(groups, -1).reshape(-1)
 
@@ -156,7 +173,10 @@ def _tie_in_blocks(trace: Trace, xs: Operand, ws: Operand, rank: int) -> tuple[O
         return xs, ws
     reduced = combine(trace, [Operand(tuple(x_planes)), Operand(tuple(w_planes))], "mul", "", frozenset({inner}))
     del reduced
-    rest = [Operand(tuple(p for p in o.planes if p not in gone), o.fixed - {1, inner}) for o, gone in ((xs, x_planes), (ws, w_planes))]
+    rest = [
+        Operand(tuple(p for p in o.planes if p not in gone), o.fixed - {1, inner})
+        for o, gone in ((xs, x_planes), (ws, w_planes))
+    ]
     return rest[0], rest[1]
 
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyalign.symmetry.labels import Plane
-from pyalign.symmetry.rules import contraction, creation, moving, normalisation, pointwise, pooling, reduction
-from pyalign.symmetry.rules.base import Rule
-from pyalign.symmetry.ties import as_array
+from pyalign.symmetry.tracing.labels import Plane
+from pyalign.symmetry.tracing.rules import contraction, creation, moving, normalisation, pointwise, pooling, reduction
+from pyalign.symmetry.tracing.rules.base import Rule
+from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["CONSTANT", "RULES", "SIGHTS", "fallback", "is_random"]
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import FIXED, Operand, Plane, compact
-from pyalign.symmetry.rules.base import Planes, Rule, combine, pin
-from pyalign.symmetry.ties import Ties, as_array
+from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, compact
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
+from pyalign.symmetry.tracing.ties import Ties, as_array
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES", "settle"]
 
@@ -42,7 +42,10 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
 def settle(trace: Trace, planes: Sequence[Plane]) -> Planes:
     """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned."""
     kept: list[Plane] = []
-    sizes = [(int(torch.unique(p.atoms).numel()), p) for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)]
+    sizes = [
+        (int(torch.unique(p.atoms).numel()), p)
+        for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)
+    ]
     for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
         if not plane.dims:
             pin(trace, (plane,), "a single unit is picked out")
@@ -133,12 +136,18 @@ def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plan
     pieces = []
     for t, planes in zip(parts, along, strict=True):
         o = trace.operand(t, range(t.dim()), t.dim())
-        atoms = planes[0].atoms if planes else _nobody(trace.ties, t.shape[axis], axis, t.dim(), trace.label(t) is not None or axis in o.fixed)
+        atoms = (
+            planes[0].atoms
+            if planes
+            else _nobody(trace.ties, t.shape[axis], axis, t.dim(), trace.label(t) is not None or axis in o.fixed)
+        )
         pieces.append(atoms.expand([t.shape[axis] if d == axis else size for d, size in enumerate(atoms.shape)]))
     widest = [max(piece.shape[d] for piece in pieces) for d in range(parts[0].dim())]
     full = [piece.expand([piece.shape[d] if d == axis else widest[d] for d in range(piece.dim())]) for piece in pieces]
-    scaled = all(planes[0].scaled if planes else trace.operand(t, range(t.dim()), t.dim()).zero
-                 for t, planes in zip(parts, along, strict=True))
+    scaled = all(
+        planes[0].scaled if planes else trace.operand(t, range(t.dim()), t.dim()).zero
+        for t, planes in zip(parts, along, strict=True)
+    )
     if not scaled:
         for planes in along:
             for plane in planes:
@@ -226,16 +235,71 @@ def unfolded(trace: Trace, call: Call) -> list[Planes] | None:
     return [settle(trace, planes)]
 
 
-_MOVED = (
-    "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select", "narrow", "split", "split_with_sizes",
-    "unbind", "chunk", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "diagonal", "unfold", "flip", "roll", "repeat", "tile",
-    "movedim", "swapaxes", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle",
-    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "rot90",
-    "repeat_interleave", "squeeze_copy", "expand_copy", "permute_copy", "slice_copy", "unfold_copy",
-)  # fmt: skip
-_SAME = ("clone", "detach", "alias", "contiguous", "_to_copy", "lift_fresh", "lift", "lift_fresh_copy", "dropout", "native_dropout",
-         "to", "positive", "view_as", "_assert_async", "requires_grad", "rename", "resolve_conj", "resolve_neg", "feature_dropout",
-         "_fused_dropout")  # fmt: skip
+_MOVED = [
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "narrow",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "chunk",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
+    "unsafe_chunk",
+    "diagonal",
+    "unfold",
+    "flip",
+    "roll",
+    "repeat",
+    "tile",
+    "movedim",
+    "swapaxes",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "native_channel_shuffle",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+    "rot90",
+    "repeat_interleave",
+    "squeeze_copy",
+    "expand_copy",
+    "permute_copy",
+    "slice_copy",
+    "unfold_copy",
+]
+_SAME = [
+    "clone",
+    "detach",
+    "alias",
+    "contiguous",
+    "_to_copy",
+    "lift_fresh",
+    "lift",
+    "lift_fresh_copy",
+    "dropout",
+    "native_dropout",
+    "to",
+    "positive",
+    "view_as",
+    "_assert_async",
+    "requires_grad",
+    "rename",
+    "resolve_conj",
+    "resolve_neg",
+    "feature_dropout",
+    "_fused_dropout",
+]
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_MOVED, moved),

@@ -8,32 +8,111 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import Operand, Plane
-from pyalign.symmetry.rules.base import Planes, Rule, combine, restrict
+from pyalign.symmetry.tracing.labels import Operand, Plane
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES", "SIGHTS"]
 
 _COMMUTES = {
     Kind.SCALED: ("neg", "positive"),
     Kind.POSITIVE: ("relu", "leaky_relu", "abs", "rrelu", "rrelu_with_noise"),
-    Kind.SIGNED: ("tanh", "sin", "asin", "sinh", "asinh", "atan", "tan", "erf", "erfinv", "sign", "sgn", "softshrink",
-                  "hardshrink", "atanh", "trunc", "round"),
+    Kind.SIGNED: (
+        "tanh",
+        "sin",
+        "asin",
+        "sinh",
+        "asinh",
+        "atan",
+        "tan",
+        "erf",
+        "erfinv",
+        "sign",
+        "sgn",
+        "softshrink",
+        "hardshrink",
+        "atanh",
+        "trunc",
+        "round",
+    ),
 }
-"""Activations by the largest class they commute with; every other pointwise operator commutes with permutations only."""
+"""Activations by the largest class they commute with; all other pointwise operators commute with permutations only."""
 
-_UNTAGGED = ("hardswish", "hardsigmoid", "gelu", "silu", "elu", "selu", "celu", "mish", "softplus", "log_sigmoid_forward", "threshold",
-             "sigmoid", "softshrink", "hardshrink", "maximum", "minimum", "pow", "square", "sqrt", "rsqrt", "reciprocal", "exp", "log",
-             "log1p", "expm1", "clip", "lerp", "addcmul", "addcdiv", "fmod", "remainder", "floor_divide", "isnan", "isinf",
-             "logical_not", "bitwise_not", "nan_to_num", "heaviside", "special_erf", "logit", "special_expit")
+_UNTAGGED = (
+    "hardswish",
+    "hardsigmoid",
+    "gelu",
+    "silu",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "softplus",
+    "log_sigmoid_forward",
+    "threshold",
+    "sigmoid",
+    "softshrink",
+    "hardshrink",
+    "maximum",
+    "minimum",
+    "pow",
+    "square",
+    "sqrt",
+    "rsqrt",
+    "reciprocal",
+    "exp",
+    "log",
+    "log1p",
+    "expm1",
+    "clip",
+    "lerp",
+    "addcmul",
+    "addcdiv",
+    "fmod",
+    "remainder",
+    "floor_divide",
+    "isnan",
+    "isinf",
+    "logical_not",
+    "bitwise_not",
+    "nan_to_num",
+    "heaviside",
+    "special_erf",
+    "logit",
+    "special_expit",
+)
 """Pointwise operators that older or newer torch versions do not tag as such."""
 
 _GATES = ("sigmoid", "hardsigmoid", "log_sigmoid_forward", "exp")
-_ACTIVATIONS = ("relu", "leaky_relu", "rrelu", "rrelu_with_noise", "tanh", "gelu", "silu", "elu", "selu", "celu", "mish", "hardswish",
-                "hardtanh", "softplus", "softshrink", "hardshrink", "_prelu_kernel", "prelu", "threshold", "sin", "erf",
-                "relu6", "clamp", "clamp_min", "abs")
+_ACTIVATIONS = (
+    "relu",
+    "leaky_relu",
+    "rrelu",
+    "rrelu_with_noise",
+    "tanh",
+    "gelu",
+    "silu",
+    "elu",
+    "selu",
+    "celu",
+    "mish",
+    "hardswish",
+    "hardtanh",
+    "softplus",
+    "softshrink",
+    "hardshrink",
+    "_prelu_kernel",
+    "prelu",
+    "threshold",
+    "sin",
+    "erf",
+    "relu6",
+    "clamp",
+    "clamp_min",
+    "abs",
+)
 
 
 def unary(trace: Trace, call: Call) -> list[Planes]:
@@ -43,7 +122,7 @@ def unary(trace: Trace, call: Call) -> list[Planes]:
 
 
 def clip(trace: Trace, call: Call) -> list[Planes] | None:
-    """clamp and hardtanh: positive scales pass [0, inf), signs pass symmetric bounds."""
+    """Clamp and hardtanh: positive scales pass [0, inf), signs pass symmetric bounds."""
     if any(isinstance(a, Tensor) for a in (*call.args[1:], *call.kwargs.values())):
         return pointwise(trace, call)
     low, high = call.get(1, "min", call.kwargs.get("min_val")), call.get(2, "max", call.kwargs.get("max_val"))
@@ -99,7 +178,10 @@ def glu(trace: Trace, call: Call) -> list[Planes]:
     whole = trace.operand(x, range(x.dim()), x.dim())
     halves = []
     for start in (0, x.shape[dim] // 2):
-        planes = [Plane(p.atoms.narrow(dim, start, x.shape[dim] // 2) if p.along({dim}) else p.atoms, p.scaled) for p in whole.planes]
+        planes = [
+            Plane(p.atoms.narrow(dim, start, x.shape[dim] // 2) if p.along({dim}) else p.atoms, p.scaled)
+            for p in whole.planes
+        ]
         halves.append(Operand(tuple(planes), whole.fixed))
     gate = Operand(restrict(trace, halves[1].planes, Kind.PERMUTATION, "a gate has no scale"), halves[1].fixed)
     return [combine(trace, [halves[0], gate], "mul", _reason(call))]
@@ -123,13 +205,22 @@ def _binary(trace: Trace, call: Call, mode: str) -> list[Planes] | None:
     if not isinstance(call.out, Tensor):
         return None
     rank = call.out.dim()
-    arguments: list[Any] = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, (Tensor, int, float)) and
-                            not isinstance(a, bool)]
+    arguments: list[Any] = [
+        a
+        for a in (*call.args, *call.kwargs.values())
+        if isinstance(a, (Tensor, int, float)) and not isinstance(a, bool)
+    ]
     if mode != "pin":
         arguments = list(call.args[:2])
     elif len(tensors_of(arguments)) == 1:
-        return [restrict(trace, trace.planes(tensors_of(arguments)[0]), Kind.PERMUTATION,
-                         f"{call.name} commutes with permutations only")]
+        return [
+            restrict(
+                trace,
+                trace.planes(tensors_of(arguments)[0]),
+                Kind.PERMUTATION,
+                f"{call.name} commutes with permutations only",
+            )
+        ]
     return [combine(trace, [trace.broadcast(a, rank) for a in arguments], mode, _reason(call))]
 
 
@@ -140,12 +231,12 @@ def _reason(call: Call) -> str:
 
 RULES: dict[str, Rule] = {
     "pointwise": pointwise,
-    **{name: pointwise for name in _UNTAGGED},
+    **dict.fromkeys(_UNTAGGED, pointwise),
     **{name: unary for names in _COMMUTES.values() for name in names},
-    **{name: clip for name in ("clamp", "clamp_min", "clamp_max", "hardtanh")},
-    **{name: add for name in ("add", "sub", "rsub", "_add_relu")},
-    **{name: mul for name in ("mul", "multiply", "_conj")},
-    **{name: div for name in ("div", "true_divide", "divide")},
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "hardtanh"), clip),
+    **dict.fromkeys(("add", "sub", "rsub", "_add_relu"), add),
+    **dict.fromkeys(("mul", "multiply", "_conj"), mul),
+    **dict.fromkeys(("div", "true_divide", "divide"), div),
     "masked_fill": masked_fill,
     "prelu": prelu,
     "_prelu_kernel": prelu,

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.rules.base import Planes, Rule, pin, reduce_symmetric, restrict
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, pin, reduce_symmetric, restrict
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES"]
 
@@ -34,7 +34,7 @@ def reduced(trace: Trace, call: Call) -> list[Planes]:
 
 
 def positions(trace: Trace, call: Call) -> list[Planes]:
-    """argmax and the like: along the axis units become numbers, so they stay."""
+    """Argmax and the like: along the axis units become numbers, so they stay."""
     source, dims, keepdim = _arguments(call)
     pin(trace, tuple(p for p in trace.planes(source) if p.along(dims)), f"{call.name} turns units into numbers")
     return [reduce_symmetric(trace, trace.planes(source), dims, keepdim, False, f"reduced by {call.name}")]
@@ -51,9 +51,16 @@ def ordered(trace: Trace, call: Call) -> list[Planes]:
         elif plane.along(dims) and not set(plane.dims) <= dims:
             trace.ties.collapse(plane, dims, f"{call.name} within a unit")
     trace.leaking["planes"] = tuple(p for p in trace.planes(call.args[0]) if p.along(dims))
-    kind = Kind.SCALED if call.name == "cumsum" else Kind.POSITIVE if call.name in ("sort", "topk") else Kind.PERMUTATION
+    kind = (
+        Kind.SCALED if call.name == "cumsum" else Kind.POSITIVE if call.name in ("sort", "topk") else Kind.PERMUTATION
+    )
     planes = tuple(p for p in trace.planes(call.args[0]) if not p.along(dims))
-    restrict(trace, tuple(p for p in trace.planes(call.args[0]) if p.along(dims)), Kind.PERMUTATION, f"{call.name} across units")
+    restrict(
+        trace,
+        tuple(p for p in trace.planes(call.args[0]) if p.along(dims)),
+        Kind.PERMUTATION,
+        f"{call.name} across units",
+    )
     planes = restrict(trace, planes, kind, f"{call.name} commutes with {kind}s only")
     return [planes] * len(tensors_of(call.out))
 
@@ -80,9 +87,36 @@ def _arguments(call: Call) -> tuple[Tensor, set[int], bool]:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("sum", "mean", "nansum", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "aminmax", "prod", "any",
-                     "all", "norm", "linalg_vector_norm", "logsumexp", "count_nonzero", "median", "nanmedian"), reduced),
+    **dict.fromkeys(
+        (
+            "sum",
+            "mean",
+            "nansum",
+            "var",
+            "std",
+            "var_mean",
+            "std_mean",
+            "amax",
+            "amin",
+            "max",
+            "min",
+            "aminmax",
+            "prod",
+            "any",
+            "all",
+            "norm",
+            "linalg_vector_norm",
+            "logsumexp",
+            "count_nonzero",
+            "median",
+            "nanmedian",
+        ),
+        reduced,
+    ),
     **dict.fromkeys(("argmax", "argmin"), positions),
-    **dict.fromkeys(("sort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "argsort", "kthvalue", "mode"), ordered),
+    **dict.fromkeys(
+        ("sort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "argsort", "kthvalue", "mode"),
+        ordered,
+    ),
     **dict.fromkeys(("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax"), softmax),
 }

@@ -8,12 +8,12 @@ import numpy as np
 from torch import Tensor
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.labels import Operand
-from pyalign.symmetry.rules.base import Planes, Rule, combine, restrict
-from pyalign.symmetry.ties import as_array
+from pyalign.symmetry.tracing.labels import Operand
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
+from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
-    from pyalign.symmetry.tracer import Call, Trace
+    from pyalign.symmetry.tracing.tracer import Call, Trace
 
 __all__ = ["RULES", "SIGHTS"]
 
@@ -70,16 +70,33 @@ def weight_norm(trace: Trace, call: Call) -> list[Planes]:
     return [planes, tuple(p for p in planes if not p.along(set(range(rank)) - {dim % rank}))]
 
 
-def _affine(trace: Trace, call: Call, x: Operand, statistics: list[Operand], weight: Tensor | None, bias: Tensor | None,
-            dims: list[int]) -> Planes:
+def _affine(
+    trace: Trace,
+    call: Call,
+    x: Operand,
+    statistics: list[Operand],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: list[int],
+) -> Planes:
     rank = call.args[0].dim()
     affine = [Operand(()) if t is None else trace.operand(t, dims, rank) for t in (weight, bias)]
     return combine(trace, [x, *statistics, *affine], "norm", f"{call.name} of values that belong to no unit")
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-                     "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update"), batch_norm),
+    **dict.fromkeys(
+        (
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "cudnn_batch_norm",
+            "miopen_batch_norm",
+            "_batch_norm_with_update",
+            "_batch_norm_no_update",
+        ),
+        batch_norm,
+    ),
     **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "rms_norm"), layer_norm),
     "native_group_norm": group_norm,
     "_weight_norm_interface": weight_norm,

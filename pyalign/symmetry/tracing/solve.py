@@ -9,8 +9,8 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from pyalign.symmetry.labels import FIXED
-from pyalign.symmetry.ties import HashArray, IntArray, Ties, _mix
+from pyalign.symmetry.tracing.labels import FIXED
+from pyalign.symmetry.tracing.ties import HashArray, IntArray, Ties, _mix
 
 __all__ = ["Class", "Units", "solve_units"]
 
@@ -119,7 +119,7 @@ def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
 
 
 def _mixed(unit: IntArray, signature: HashArray) -> IntArray:
-    """Units that hold two atoms of one role (a unit added to a reordered copy of itself): which goes where is unknown."""
+    """Units that hold two atoms of one role (added to a reordered copy of themselves): which goes where is unknown."""
     order = np.lexsort((signature, unit))
     same = (unit[order][1:] == unit[order][:-1]) & (signature[order][1:] == signature[order][:-1])
     return np.unique(unit[order][1:][same])
@@ -139,7 +139,7 @@ def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
 def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dict[int, int], fixed: int) -> HashArray:
     """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
     key = content.copy()
-    pinned = {b for b in parents.get(fixed, ())}
+    pinned = set(parents.get(fixed, ()))
     several = {b for bs in parents.values() if len(bs) > 1 for b in bs}
     for _ in range(3):
         inside = np.zeros_like(key)
@@ -151,7 +151,7 @@ def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dic
         for u, bs in parents.items():
             for b in bs:
                 above[u] += _mix(key[b : b + 1] + np.uint64(7))[0]
-        key = _mix(key + _mix(inside + np.uint64(1)) + above)
+        key = np.asarray(_mix(key + _mix(inside + np.uint64(1)) + above), np.uint64)
     for b in pinned | several:
         key[b] = _mix(np.array([b], np.uint64) + np.uint64(1 << 40))[0]
     for u, bs in parents.items():
