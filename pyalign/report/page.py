@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a head; cells that look like numbers are set to the right.
+    """Rows of cells under a head; columns of numbers are set to the right.
 
     Args:
         caption: What the table shows.
@@ -152,25 +152,18 @@ def _picture(item: Picture, identifier: str) -> str:
 
 def _table(item: Table) -> str:
     columns = list(zip(*item.rows, strict=True)) or [()] * len(item.head)
-    head = "".join(
-        f'<th scope="col"{NUMBER if cells and all(map(_is_number, cells)) else ""}>{escape(text)}</th>'
-        for text, cells in zip(item.head, columns, strict=True)
-    )
+    kinds = [NUMBER if cells and all(map(_is_number, cells)) else "" for cells in columns]
+    head = "".join(f'<th scope="col"{kind}>{escape(text)}</th>' for text, kind in zip(item.head, kinds, strict=True))
     rows = []
     for number, row in enumerate(item.rows):
-        first, *rest = row
-        cells = f'<th scope="row">{escape(first)}</th>' + "".join(_cell(cell) for cell in rest)
-        kind = ' class="strong"' if number in item.strong else ""
-        rows.append(f"<tr{kind}>{cells}</tr>")
+        cells = "".join(f"<td{kind}>{escape(text)}</td>" for text, kind in zip(row[1:], kinds[1:], strict=True))
+        strong = ' class="strong"' if number in item.strong else ""
+        rows.append(f'<tr{strong}><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(item.caption)}"><table>'
         f"<caption>{escape(item.caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
         "</table></div>"
     )
-
-
-def _cell(text: str) -> str:
-    return f"<td{NUMBER if _is_number(text) else ''}>{escape(text)}</td>"
 
 
 def _is_number(text: str) -> bool:

@@ -111,6 +111,13 @@ def test_a_picture_without_alternative_text_is_refused():
         page("t", [Section("s", [], [picture(alt=" ")])])
 
 
+def test_only_columns_of_numbers_are_set_to_the_right():
+    rows = [["a", "1.5", "12"], ["b", "text", "-3 %"]]
+    root = read(page("t", [Section("s", [], [Table("t", ["x", "y", "z"], rows)])]))
+    assert [cell.text() for cell in root.all("td", **{"class": "number"})] == ["12", "-3 %"]
+    assert [cell.text() for cell in root.all("th", **{"class": "number"})] == ["z"]
+
+
 def test_a_row_that_does_not_fit_its_head_is_refused():
     with pytest.raises(InputError, match=r"1 cells.*2, one per column"):
         Table("t", ["a", "b"], [["only one"]])
