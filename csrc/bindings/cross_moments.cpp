@@ -18,9 +18,9 @@ void check_axis(const Borrowed& tensor, int64_t axis) {
     }
 }
 
-bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, int64_t axis_y, bool full, py::object count,
-                   py::object mean_a, py::object mean_b, py::object comoment, py::object square_a, py::object square_b,
-                   int threads) {
+bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, int64_t axis_y, bool full,
+                   py::object count, py::object mean_a, py::object mean_b, py::object comoment, py::object square_a,
+                   py::object square_b, int threads) {
     const auto floats = {DType::f32, DType::f64, DType::bf16, DType::f16};
     const Borrowed a(x, "x", floats), b(y, "y", floats);
     check_axis(a, axis_x);
@@ -28,7 +28,8 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
     const int64_t n = a.view().shape[axis_x], m = b.view().shape[axis_y];
     const std::vector<int64_t> samples = without(a.view().shape, axis_x);
     if (without(b.view().shape, axis_y) != samples) {
-        throw py::value_error("y: given sample shape " + show(without(b.view().shape, axis_y)) + ", expected " + show(samples));
+        throw py::value_error("y: given sample shape " + show(without(b.view().shape, axis_y)) + ", expected " +
+                              show(samples));
     }
     MomentInput input{a.view(), b.view(), {}, axis_x, axis_y, full};
     std::optional<Borrowed> kept;
@@ -39,9 +40,12 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
     Borrowed outputs[] = {{count, "count", {DType::f64}},       {mean_a, "mean_a", {DType::f64}},
                           {mean_b, "mean_b", {DType::f64}},     {comoment, "comoment", {DType::f64}},
                           {square_a, "square_a", {DType::f64}}, {square_b, "square_b", {DType::f64}}};
-    const std::vector<int64_t> shapes[] = {
-        {}, {n}, {m}, {n, m}, full ? std::vector<int64_t>{n, n} : std::vector<int64_t>{n},
-        full ? std::vector<int64_t>{m, m} : std::vector<int64_t>{m}};
+    const std::vector<int64_t> shapes[] = {{},
+                                           {n},
+                                           {m},
+                                           {n, m},
+                                           full ? std::vector<int64_t>{n, n} : std::vector<int64_t>{n},
+                                           full ? std::vector<int64_t>{m, m} : std::vector<int64_t>{m}};
     double* data[6];
     for (int k = 0; k < 6; ++k) data[k] = outputs[k].with_shape(shapes[k]).contiguous().view().as<double>();
 
@@ -50,7 +54,8 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
     threads = checked_threads(threads);
     {
         const py::gil_scoped_release release;
-        finite = cross_moments_cpu(input, {data[0], data[1], data[2], data[3], data[4], data[5]}, threads, signals.interrupt());
+        finite = cross_moments_cpu(input, {data[0], data[1], data[2], data[3], data[4], data[5]}, threads,
+                                   signals.interrupt());
     }
     signals.rethrow();
     return finite;
@@ -59,9 +64,9 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
 }  // namespace
 
 void bind_cross_moments(py::module_& m) {
-    m.def("cross_moments", &cross_moments, py::arg("x"), py::arg("y"), py::arg("mask"), py::arg("axis_x"), py::arg("axis_y"),
-          py::arg("full"), py::arg("count"), py::arg("mean_a"), py::arg("mean_b"), py::arg("comoment"), py::arg("square_a"),
-          py::arg("square_b"), py::arg("threads"),
+    m.def("cross_moments", &cross_moments, py::arg("x"), py::arg("y"), py::arg("mask"), py::arg("axis_x"),
+          py::arg("axis_y"), py::arg("full"), py::arg("count"), py::arg("mean_a"), py::arg("mean_b"),
+          py::arg("comoment"), py::arg("square_a"), py::arg("square_b"), py::arg("threads"),
           "Add samples to the record in place; False, and nothing changed, when a sum is not finite.");
 }
 

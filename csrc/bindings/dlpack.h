@@ -1,4 +1,5 @@
-// The structures of DLPack 0.8 (dmlc/dlpack, include/dlpack/dlpack.h), declared again so that the build needs no header.
+// The structures of DLPack 0.8 (dmlc/dlpack, include/dlpack/dlpack.h), declared again so that the build needs no
+// header.
 #pragma once
 
 #include <cstdint>

@@ -7,14 +7,17 @@ namespace {
 
 using Fields = std::vector<Borrowed>;
 
-AssignmentBatch read_batch(const std::string& name, py::handle cost, py::handle start, py::handle answer, Fields& held) {
+AssignmentBatch read_batch(const std::string& name, py::handle cost, py::handle start, py::handle answer,
+                           Fields& held) {
     const auto costs = {DType::f32, DType::f64, DType::i8, DType::u8, DType::i16, DType::i32, DType::i64};
     held.emplace_back(cost, name, costs);
     AssignmentBatch batch{};
     batch.cost = held.back().with_dim(3).view();
     const int64_t b = batch.cost.shape[0], n = batch.cost.shape[1], m = batch.cost.shape[2];
-    const auto field = [&](py::handle from, size_t index, const char* what, DType dtype, const std::vector<int64_t>& shape) {
-        held.emplace_back(py::reinterpret_borrow<py::sequence>(from)[index], name + " " + what, std::initializer_list<DType>{dtype});
+    const auto field = [&](py::handle from, size_t index, const char* what, DType dtype,
+                           const std::vector<int64_t>& shape) {
+        held.emplace_back(py::reinterpret_borrow<py::sequence>(from)[index], name + " " + what,
+                          std::initializer_list<DType>{dtype});
         return held.back().with_shape(shape).contiguous().view();
     };
     const auto expect_fields = [&](py::handle sequence, size_t size, const char* what) {
@@ -40,7 +43,8 @@ AssignmentBatch read_batch(const std::string& name, py::handle cost, py::handle 
 py::object linear_assignment(py::list costs, bool maximize, py::list start, py::list answers, int threads) {
     if (costs.size() != answers.size() || (start.size() != 0 && start.size() != costs.size())) {
         throw py::value_error("given " + std::to_string(costs.size()) + " costs, " + std::to_string(start.size()) +
-                              " starts and " + std::to_string(answers.size()) + " answers, expected equally many (or no start)");
+                              " starts and " + std::to_string(answers.size()) +
+                              " answers, expected equally many (or no start)");
     }
     Fields held;
     std::vector<AssignmentBatch> batches;
@@ -57,15 +61,17 @@ py::object linear_assignment(py::list costs, bool maximize, py::list start, py::
     }
     signals.rethrow();
     if (failure.outcome == AssignmentOutcome::solved) return py::none();
-    return py::make_tuple(static_cast<int>(failure.outcome), failure.batch, failure.problem, failure.row, failure.column);
+    return py::make_tuple(static_cast<int>(failure.outcome), failure.batch, failure.problem, failure.row,
+                          failure.column);
 }
 
 }  // namespace
 
 void bind_linear_assignment(py::module_& m) {
-    m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("maximize"), py::arg("start"), py::arg("answers"),
-          py::arg("threads"),
-          "Fill the answers to lists of (b, n, m) costs; None, or (code, matrix, problem, row, column) of the first failure.");
+    m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("maximize"), py::arg("start"),
+          py::arg("answers"), py::arg("threads"),
+          "Fill the answers to lists of (b, n, m) costs; None, or the first failure as (code, list, batch, row, "
+          "column).");
 }
 
 }  // namespace pyalign

@@ -12,14 +12,15 @@ AxisPermutation read_perm(const std::string& name, py::handle perm, int64_t exte
     const TensorView& view = held.back().with_dim(1).contiguous().view();
     const int64_t count = view.shape[0];
     if (count == 0 ? extent != 0 : extent % count != 0) {
-        throw py::value_error(name + ": given " + std::to_string(count) + " indices, expected a number that divides the axis of " +
-                              std::to_string(extent));
+        throw py::value_error(name + ": given " + std::to_string(count) +
+                              " indices, expected a number that divides the axis of " + std::to_string(extent));
     }
     std::vector<bool> seen(static_cast<size_t>(count), false);
     for (int64_t i = 0; i < count; ++i) {
         const int64_t index = view.as<int64_t>()[i];
         if (index < 0 || index >= count) {
-            throw py::value_error(name + ": given index " + std::to_string(index) + ", expected 0 to " + std::to_string(count - 1));
+            throw py::value_error(name + ": given index " + std::to_string(index) + ", expected 0 to " +
+                                  std::to_string(count - 1));
         }
         if (seen[index]) {
             throw py::value_error(name + ": given index " + std::to_string(index) + " twice, expected a permutation");
@@ -34,8 +35,9 @@ void permuted_sum(py::object out, py::list tensors, std::vector<double> weights,
     Borrowed result(out, "out", floats);
     const TensorView target = result.distinct().view();
     if (tensors.size() != weights.size() || tensors.size() != perms.size()) {
-        throw py::value_error("given " + std::to_string(tensors.size()) + " tensors, " + std::to_string(weights.size()) +
-                              " weights and " + std::to_string(perms.size()) + " lists of perms, expected equally many");
+        throw py::value_error("given " + std::to_string(tensors.size()) + " tensors, " +
+                              std::to_string(weights.size()) + " weights and " + std::to_string(perms.size()) +
+                              " lists of perms, expected equally many");
     }
     std::vector<Borrowed> held;
     std::vector<PermutedTerm> terms;
@@ -44,8 +46,8 @@ void permuted_sum(py::object out, py::list tensors, std::vector<double> weights,
         held.emplace_back(tensors[k], name, std::initializer_list<DType>{target.dtype});
         PermutedTerm term{held.back().with_shape(target.shape).view(), weights[k], {}};
         if (!py::isinstance<py::sequence>(perms[k]) || static_cast<int64_t>(py::len(perms[k])) != target.dim()) {
-            throw py::value_error("perms[" + std::to_string(k) + "]: expected a sequence of " + std::to_string(target.dim()) +
-                                  " entries, one per axis");
+            throw py::value_error("perms[" + std::to_string(k) + "]: expected a sequence of " +
+                                  std::to_string(target.dim()) + " entries, one per axis");
         }
         const auto axes = py::reinterpret_borrow<py::sequence>(perms[k]);
         for (int64_t d = 0; d < target.dim(); ++d) {
@@ -68,7 +70,8 @@ void permuted_sum(py::object out, py::list tensors, std::vector<double> weights,
 
 void bind_permuted_lerp(py::module_& m) {
     m.def("permuted_sum", &permuted_sum, py::arg("out"), py::arg("tensors"), py::arg("weights"), py::arg("perms"),
-          py::arg("threads"), "Write the weighted sum of the permuted tensors to out; terms of weight zero are not read.");
+          py::arg("threads"),
+          "Write the weighted sum of the permuted tensors to out; terms of weight zero are not read.");
 }
 
 }  // namespace pyalign

@@ -15,17 +15,28 @@ std::optional<DType> dtype_of(DLDataType type) {
     enum Code { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
     if (type.lanes != 1) return std::nullopt;
     switch (type.code * 256 + type.bits) {
-        case kFloat * 256 + 32: return DType::f32;
-        case kFloat * 256 + 64: return DType::f64;
-        case kFloat * 256 + 16: return DType::f16;
-        case kBFloat * 256 + 16: return DType::bf16;
-        case kInt * 256 + 8: return DType::i8;
-        case kInt * 256 + 16: return DType::i16;
-        case kInt * 256 + 32: return DType::i32;
-        case kInt * 256 + 64: return DType::i64;
-        case kUInt * 256 + 8: return DType::u8;
-        case kBool * 256 + 8: return DType::boolean;
-        default: return std::nullopt;
+        case kFloat * 256 + 32:
+            return DType::f32;
+        case kFloat * 256 + 64:
+            return DType::f64;
+        case kFloat * 256 + 16:
+            return DType::f16;
+        case kBFloat * 256 + 16:
+            return DType::bf16;
+        case kInt * 256 + 8:
+            return DType::i8;
+        case kInt * 256 + 16:
+            return DType::i16;
+        case kInt * 256 + 32:
+            return DType::i32;
+        case kInt * 256 + 64:
+            return DType::i64;
+        case kUInt * 256 + 8:
+            return DType::u8;
+        case kBool * 256 + 8:
+            return DType::boolean;
+        default:
+            return std::nullopt;
     }
 }
 
@@ -88,7 +99,8 @@ Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_
         view_.strides.assign(tensor.ndim, 1);
         for (int d = tensor.ndim - 2; d >= 0; --d) view_.strides[d] = view_.strides[d + 1] * view_.shape[d + 1];
     }
-    if (!tensor.data && view_.size() > 0) throw py::value_error(name + ": given a tensor without memory, expected one with data");
+    if (!tensor.data && view_.size() > 0)
+        throw py::value_error(name + ": given a tensor without memory, expected one with data");
 }
 
 Borrowed& Borrowed::with_shape(const std::vector<int64_t>& expected) {

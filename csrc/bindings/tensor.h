@@ -19,7 +19,8 @@ namespace py = pybind11;
 // Holds the exported tensor for as long as the view is used.
 class Borrowed {
   public:
-    // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed dtype.
+    // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed
+    // dtype.
     Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed);
 
     const TensorView& view() const { return view_; }

@@ -1,4 +1,5 @@
-// How a kernels file, compiled once per SIMD path, is declared and chosen. Includes nothing, so that those files stay clean.
+// How a kernels file, compiled once per SIMD path, is declared and chosen. Includes nothing, so that those files stay
+// clean.
 #pragma once
 
 // Each kernels file is compiled once per path into its own namespace and gives its table of functions there.

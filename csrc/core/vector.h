@@ -13,6 +13,12 @@
 #define PYALIGN_INLINE static inline __attribute__((always_inline))
 #endif
 
+#if defined(__GNUC__)
+#define PYALIGN_PREFETCH(address) __builtin_prefetch(address, 1)
+#else
+#define PYALIGN_PREFETCH(address) static_cast<void>(address)
+#endif
+
 #if (defined(__AVX512F__) || defined(__AVX2__)) && !(defined(_MSC_VER) && !defined(__clang__))
 #include <immintrin.h>
 #define PYALIGN_HAS_AVX 1
@@ -45,15 +51,15 @@ struct ArrayVector {
 };
 typedef ArrayVector<float> VectorF;
 typedef ArrayVector<double> VectorD;
-#define PYALIGN_LANEWISE(op)                                                              \
-    template <typename T>                                                                 \
-    PYALIGN_INLINE ArrayVector<T> operator op(ArrayVector<T> a, ArrayVector<T> b) {       \
-        for (int k = 0; k < Lanes<T>::count; ++k) a.lane[k] = a.lane[k] op b.lane[k];     \
-        return a;                                                                         \
-    }                                                                                     \
-    template <typename T>                                                                 \
-    PYALIGN_INLINE ArrayVector<T>& operator op##=(ArrayVector<T>& a, ArrayVector<T> b) {  \
-        return a = a op b;                                                                \
+#define PYALIGN_LANEWISE(op)                                                                \
+    template <typename T>                                                                   \
+    PYALIGN_INLINE ArrayVector<T> operator op(ArrayVector<T> a, ArrayVector<T> b) {         \
+        for (int k = 0; k < Lanes<T>::count; ++k) a.lane[k] = a.lane[k] op b.lane[k];       \
+        return a;                                                                           \
+    }                                                                                       \
+    template <typename T>                                                                   \
+    PYALIGN_INLINE ArrayVector<T>& operator op## = (ArrayVector<T> & a, ArrayVector<T> b) { \
+        return a = a op b;                                                                  \
     }
 PYALIGN_LANEWISE(+)
 PYALIGN_LANEWISE(-)
@@ -138,11 +144,21 @@ PYALIGN_INLINE VectorD load_as_double(const T* from) {
     return __builtin_convertvector(value, VectorD);
 }
 
-PYALIGN_INLINE VectorI less(VectorD a, VectorD b) { return (VectorI)(a < b); }
-PYALIGN_INLINE VectorI equal(VectorD a, VectorD b) { return (VectorI)(a == b); }
-PYALIGN_INLINE VectorD choose(VectorI where, VectorD a, VectorD b) { return where ? a : b; }
-PYALIGN_INLINE VectorI choose(VectorI where, VectorI a, VectorI b) { return where ? a : b; }
-PYALIGN_INLINE VectorI next(VectorI index, VectorI step) { return index + step; }
+PYALIGN_INLINE VectorI less(VectorD a, VectorD b) {
+    return (VectorI)(a < b);
+}
+PYALIGN_INLINE VectorI equal(VectorD a, VectorD b) {
+    return (VectorI)(a == b);
+}
+PYALIGN_INLINE VectorD choose(VectorI where, VectorD a, VectorD b) {
+    return where ? a : b;
+}
+PYALIGN_INLINE VectorI choose(VectorI where, VectorI a, VectorI b) {
+    return where ? a : b;
+}
+PYALIGN_INLINE VectorI next(VectorI index, VectorI step) {
+    return index + step;
+}
 #else
 struct VectorI {
     int64_t lane[Lanes<double>::count];
@@ -183,7 +199,9 @@ PYALIGN_INLINE VectorI load_index(const int64_t* from) {
     return value;
 }
 
-PYALIGN_INLINE void store_index(int64_t* to, VectorI value) { std::memcpy(to, &value, sizeof(value)); }
+PYALIGN_INLINE void store_index(int64_t* to, VectorI value) {
+    std::memcpy(to, &value, sizeof(value));
+}
 
 // first, first + step, first + 2 step, ...
 PYALIGN_INLINE VectorI index_from(int64_t first, int64_t step) {
@@ -204,7 +222,9 @@ PYALIGN_INLINE uint32_t to_bits(float value) {
     return bits;
 }
 
-PYALIGN_INLINE float widen(BFloat value) { return from_bits(static_cast<uint32_t>(value.bits) << 16); }
+PYALIGN_INLINE float widen(BFloat value) {
+    return from_bits(static_cast<uint32_t>(value.bits) << 16);
+}
 
 // Shifting exponent and mantissa into place leaves a number 2^112 too small, also for subnormals; infinity and NaN
 // then need the exponent that the product cannot give them.
@@ -216,8 +236,12 @@ PYALIGN_INLINE float widen(Half value) {
     return from_bits(scaled | special | sign);
 }
 
-PYALIGN_INLINE float widen(float value) { return value; }
-PYALIGN_INLINE double widen(double value) { return value; }
+PYALIGN_INLINE float widen(float value) {
+    return value;
+}
+PYALIGN_INLINE double widen(double value) {
+    return value;
+}
 
 // Round to nearest, ties to even; NaN stays NaN.
 PYALIGN_INLINE void narrow(float value, BFloat* to) {
@@ -229,7 +253,8 @@ PYALIGN_INLINE void narrow(float value, BFloat* to) {
 
 PYALIGN_INLINE void narrow(float value, Half* to) {
     const uint32_t bits = to_bits(value), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-    // Normal halves: rebias and round in integers. Below 2^-14 adding 0.5 lets the float adder round to a multiple of 2^-24.
+    // Normal halves: rebias and round in integers. Below 2^-14 adding 0.5 lets the float adder round to a multiple of
+    // 2^-24.
     const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t tiny = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t finite = magnitude < 0x38800000u ? tiny : normal;
@@ -237,8 +262,12 @@ PYALIGN_INLINE void narrow(float value, Half* to) {
     to->bits = static_cast<uint16_t>((magnitude >= 0x477ff000u ? big : finite) | sign);
 }
 
-PYALIGN_INLINE void narrow(float value, float* to) { *to = value; }
-PYALIGN_INLINE void narrow(double value, double* to) { *to = value; }
+PYALIGN_INLINE void narrow(float value, float* to) {
+    *to = value;
+}
+PYALIGN_INLINE void narrow(double value, double* to) {
+    *to = value;
+}
 
 }  // namespace PYALIGN_SIMD
 }  // namespace pyalign

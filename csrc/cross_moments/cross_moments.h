@@ -19,8 +19,8 @@ struct MomentRecord {
 };
 
 struct MomentInput {
-    TensorView x, y;      // equal shapes but for the unit axis
-    TensorView mask;      // the sample shape, boolean; data is null when every sample is used
+    TensorView x, y;  // equal shapes but for the unit axis
+    TensorView mask;  // the sample shape, boolean; data is null when every sample is used
     int64_t axis_x = 0, axis_y = 0;
     bool full = false;
 };

@@ -1,5 +1,6 @@
-// Cross moments on the CPU. Few units: each thread sums its share of the tiles into a record of its own. Many units: the
-// threads share each tile and then the rows of the product, and a first pass looks for NaN so that a failure changes nothing.
+// Cross moments on the CPU. Few units: each thread sums its share of the tiles into a record of its own. Many units:
+// the threads share each tile and then the rows of the product, and a first pass looks for NaN so that a failure
+// changes nothing.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -7,8 +8,8 @@
 #include <numeric>
 #include <vector>
 
-#include "cross_moments/cross_moments.h"
 #include "core/simd.h"
+#include "cross_moments/cross_moments.h"
 #include "cross_moments/cross_moments_kernels.h"
 
 namespace pyalign {
@@ -100,7 +101,9 @@ int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64
 template <typename Real>
 struct StreamTile {
     StreamTile(int64_t units_, int64_t ld_)
-        : units(units_), ld(ld_), storage(static_cast<size_t>(((units + 11) / 12 * 12) * ld + 64 / sizeof(Real)), Real(0)) {
+        : units(units_),
+          ld(ld_),
+          storage(static_cast<size_t>(((units + 11) / 12 * 12) * ld + 64 / sizeof(Real)), Real(0)) {
         const auto address = reinterpret_cast<uintptr_t>(storage.data());
         rows = storage.data() + ((64 - address % 64) % 64) / sizeof(Real);
         for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(units, 0.0);
@@ -116,7 +119,11 @@ template <typename Real>
 class Work {
   public:
     Work(const MomentInput& in, const MomentKernels<Real>& kernels, Interrupt& interrupt)
-        : in_(in), kernels_(kernels), interrupt_(interrupt), samples_(sample_axes(in)), n_(in.x.shape[in.axis_x]),
+        : in_(in),
+          kernels_(kernels),
+          interrupt_(interrupt),
+          samples_(sample_axes(in)),
+          n_(in.x.shape[in.axis_x]),
           m_(in.y.shape[in.axis_y]) {
         const int64_t wanted = (n_ + m_) <= 128 ? 1024 : 512;
         tile_ = std::min(wanted, std::max<int64_t>(samples_.count, 1));
@@ -259,8 +266,22 @@ class Work {
     }
 
     TileProduct<Real> product(const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept, double* c) const {
-        return {a.rows, b.rows, ld_, length(kept), 0, a.units, b.units, a.scale.data(), b.scale.data(), a.lift.data(),
-                b.delta.data(), a.drop.data(), b.residual.data(), c, b.units, false};
+        return {a.rows,
+                b.rows,
+                ld_,
+                length(kept),
+                0,
+                a.units,
+                b.units,
+                a.scale.data(),
+                b.scale.data(),
+                a.lift.data(),
+                b.delta.data(),
+                a.drop.data(),
+                b.residual.data(),
+                c,
+                b.units,
+                false};
     }
 
     void add_products(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
@@ -276,7 +297,8 @@ class Work {
         kernels_.product(p);
     }
 
-    void add_full(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept) const {
+    void add_full(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b,
+                  int64_t kept) const {
         add_within(a, record.square_a, kept, 0, n_);
         add_within(b, record.square_b, kept, 0, m_);
     }
@@ -284,9 +306,10 @@ class Work {
     void add_full_shared(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
                          int threads, Interrupt& interrupt) const {
         for (const auto& [tile, square] : {std::pair(&a, record.square_a), std::pair(&b, record.square_b)}) {
-            run_each(threads, (tile->units + kRowChunk - 1) / kRowChunk, interrupt, [&, tile = tile, square = square](int64_t c) {
-                add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
-            });
+            run_each(threads, (tile->units + kRowChunk - 1) / kRowChunk, interrupt,
+                     [&, tile = tile, square = square](int64_t c) {
+                         add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
+                     });
         }
     }
 
@@ -332,7 +355,8 @@ class Work {
     // A sum of squares is not finite whenever one of its samples is not, and bounds the products of its row.
     bool finite(const StreamTile<Real>& tile) const { return all_finite(tile.mean) && all_finite(tile.square); }
     bool finite(const Sums& sums) const {
-        return all_finite(sums.mean_a) && all_finite(sums.mean_b) && all_finite(sums.square_a) && all_finite(sums.square_b);
+        return all_finite(sums.mean_a) && all_finite(sums.mean_b) && all_finite(sums.square_a) &&
+               all_finite(sums.square_b);
     }
 
     const MomentInput& in_;

@@ -11,7 +11,9 @@ namespace {
 constexpr int64_t kSquare = 16;  // units and samples of a block that is transposed at once
 
 #if defined(PYALIGN_HAS_AVX)
-PYALIGN_INLINE __m256 load_eight(const float* from) { return _mm256_loadu_ps(from); }
+PYALIGN_INLINE __m256 load_eight(const float* from) {
+    return _mm256_loadu_ps(from);
+}
 PYALIGN_INLINE __m256 load_eight(const double* from) {
     return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));
 }
@@ -45,13 +47,12 @@ PYALIGN_INLINE void transpose_eight(const From* source, int64_t sample_stride, f
 }
 
 template <typename From>
-bool fill_transposed(const From* source, int64_t sample_stride, int64_t units, int64_t samples, float* tile, int64_t ld) {
+bool fill_transposed(const From* source, int64_t sample_stride, int64_t units, int64_t samples, float* tile,
+                     int64_t ld) {
     const int64_t whole_units = units / 8 * 8, whole_samples = samples / 8 * 8;
-    for (int64_t u0 = 0; u0 < whole_units; u0 += kSquare) {
-        for (int64_t s = 0; s < whole_samples; s += 8) {
-            for (int64_t u = u0; u < whole_units && u < u0 + kSquare; u += 8) {
-                transpose_eight(source + s * sample_stride + u, sample_stride, tile + u * ld + s, ld);
-            }
+    for (int64_t s = 0; s < whole_samples; s += 8) {
+        for (int64_t u = 0; u < whole_units; u += 8) {
+            transpose_eight(source + s * sample_stride + u, sample_stride, tile + u * ld + s, ld);
         }
     }
     for (int64_t u = 0; u < units; ++u) {
@@ -70,8 +71,8 @@ bool fill_transposed(const From*, int64_t, int64_t, int64_t, Real*, int64_t) {
 }
 
 template <typename From, typename Real>
-void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples, Real* tile,
-               int64_t ld) {
+void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
+               Real* tile, int64_t ld) {
     if (sample_stride == 1) {
         for (int64_t u = 0; u < units; ++u) {
             const From* from = source + u * unit_stride;
@@ -196,6 +197,8 @@ PYALIGN_INLINE void add_block(const TileProduct<Real>& p, int64_t i0, int64_t j0
     for (int i = 0; i < kRows; ++i) {
         for (int j = 0; j < kColumns; ++j) sums[i][j] = broadcast(Real(0));
     }
+    // The product is too large for the cache when there are many units: its lines arrive while the loop below runs.
+    for (int64_t i = 0; i < rows; ++i) PYALIGN_PREFETCH(p.c + (i0 + i) * p.ldc + j0);
     const Real *a = p.a + i0 * p.ld, *b = p.b + j0 * p.ld;
     for (int64_t s = 0; s < p.length; s += lanes) {
         Vector right[kColumns];

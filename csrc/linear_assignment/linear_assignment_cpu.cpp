@@ -1,15 +1,14 @@
-// Linear assignment after Jonker and Volgenant (1987): column reduction, reduction transfer and augmenting row reduction
-// give most rows a column by row scans alone; shortest augmenting paths (Crouse 2016 for n < m) do the rest. Chosen because
-// its scans of whole rows vectorise, and because alignment's cost matrices leave few rows to the last phase.
-// The duals are made feasible in floating point at the end, so that the certificate holds for every input.
-#include "linear_assignment/linear_assignment.h"
-
+// Linear assignment after Jonker and Volgenant (1987): column reduction, reduction transfer and augmenting row
+// reduction give most rows a column by row scans alone; shortest augmenting paths (Crouse 2016 for n < m) do the rest.
+// Chosen because its scans of whole rows vectorise, and because alignment's cost matrices leave few rows to the last
+// phase. The duals are made feasible in floating point at the end, so that the certificate holds for every input.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "core/simd.h"
+#include "linear_assignment/linear_assignment.h"
 #include "linear_assignment/linear_assignment_kernels.h"
 
 namespace pyalign {
@@ -22,10 +21,21 @@ constexpr int kStartRounds = 4;
 template <typename Cost>
 class Solver {
   public:
-    Solver(const Cost* cost, int64_t n, int64_t m, int64_t row_stride, double sign, const AssignmentKernels<Cost>& kernels,
-           Interrupt& interrupt)
-        : cost_(cost), n_(n), m_(m), stride_(row_stride), sign_(sign), kernels_(kernels), interrupt_(interrupt),
-          column_of(n, -1), row_of(m, -1), u(n, 0.0), v(m, 0.0), distance_(m), from_(m) {}
+    Solver(const Cost* cost, int64_t n, int64_t m, int64_t row_stride, double sign,
+           const AssignmentKernels<Cost>& kernels, Interrupt& interrupt)
+        : cost_(cost),
+          n_(n),
+          m_(m),
+          stride_(row_stride),
+          sign_(sign),
+          kernels_(kernels),
+          interrupt_(interrupt),
+          column_of(n, -1),
+          row_of(m, -1),
+          u(n, 0.0),
+          v(m, 0.0),
+          distance_(m),
+          from_(m) {}
 
     AssignmentFailure check() const {
         for (int64_t i = 0; i < n_; ++i) {
@@ -101,7 +111,8 @@ class Solver {
         }
     }
 
-    // Column reduction, then reduction transfer from the rows that got exactly one column. False if a column has no edge.
+    // Column reduction, then reduction transfer from the rows that got exactly one column. False if a column has no
+    // edge.
     bool reduce_columns() {
         std::vector<double>& best = v;
         std::fill(best.begin(), best.end(), kInfinity);
@@ -123,8 +134,8 @@ class Solver {
         return true;
     }
 
-    // Augmenting row reduction: each free row takes its cheapest column and lowers that column's dual to where its second
-    // cheapest costs the same; the row that lost the column goes next.
+    // Augmenting row reduction: each free row takes its cheapest column and lowers that column's dual to where its
+    // second cheapest costs the same; the row that lost the column goes next.
     void reduce_rows(std::vector<int64_t>& free) {
         std::vector<int64_t> left;
         int64_t budget = 4 * n_ + 64;  // rows can take columns from each other in very small steps
@@ -242,7 +253,8 @@ Start read_start(const AssignmentBatch& batch, int64_t b, bool transposed, doubl
     if (!batch.start_perm.data) return start;
     const int64_t rows = batch.cost.shape[1], columns = batch.cost.shape[2];
     const int64_t* perm = batch.start_perm.as<int64_t>() + b * rows;
-    const double* duals = transposed ? batch.start_rows.as<double>() + b * rows : batch.start_columns.as<double>() + b * columns;
+    const double* duals =
+        transposed ? batch.start_rows.as<double>() + b * rows : batch.start_columns.as<double>() + b * columns;
     for (int64_t j = 0; j < (transposed ? rows : columns); ++j) {
         start.duals.push_back(sign * duals[j]);
         if (!std::isfinite(duals[j])) return {};
@@ -265,7 +277,8 @@ AssignmentFailure solve_problem(const AssignmentBatch& batch, int64_t b, double 
     const int64_t rows = batch.cost.shape[1], columns = batch.cost.shape[2];
     const bool transposed = rows > columns;
     const int64_t n = transposed ? columns : rows, m = transposed ? rows : columns;
-    const int64_t row_stride = batch.cost.strides[transposed ? 2 : 1], column_stride = batch.cost.strides[transposed ? 1 : 2];
+    const int64_t row_stride = batch.cost.strides[transposed ? 2 : 1],
+                  column_stride = batch.cost.strides[transposed ? 1 : 2];
     const From* source = batch.cost.as<From>() + b * batch.cost.strides[0];
     std::vector<Cost> copy;
     const Cost* cost = reinterpret_cast<const Cost*>(source);
@@ -299,13 +312,20 @@ AssignmentFailure solve_problem(const AssignmentBatch& batch, int64_t b, double 
 AssignmentFailure solve_any(const AssignmentBatch& batch, int64_t b, double sign, Interrupt& interrupt) {
     const AssignmentTable& table = PYALIGN_SELECT(assignment_table);
     switch (batch.cost.dtype) {
-        case DType::f64: return solve_problem<double>(batch, b, sign, table.f64, interrupt);
-        case DType::i8: return solve_problem<int8_t>(batch, b, sign, table.i32, interrupt);
-        case DType::u8: return solve_problem<uint8_t>(batch, b, sign, table.i32, interrupt);
-        case DType::i16: return solve_problem<int16_t>(batch, b, sign, table.i32, interrupt);
-        case DType::i32: return solve_problem<int32_t>(batch, b, sign, table.i32, interrupt);
-        case DType::i64: return solve_problem<int64_t>(batch, b, sign, table.i64, interrupt);
-        default: return solve_problem<float>(batch, b, sign, table.f32, interrupt);
+        case DType::f64:
+            return solve_problem<double>(batch, b, sign, table.f64, interrupt);
+        case DType::i8:
+            return solve_problem<int8_t>(batch, b, sign, table.i32, interrupt);
+        case DType::u8:
+            return solve_problem<uint8_t>(batch, b, sign, table.i32, interrupt);
+        case DType::i16:
+            return solve_problem<int16_t>(batch, b, sign, table.i32, interrupt);
+        case DType::i32:
+            return solve_problem<int32_t>(batch, b, sign, table.i32, interrupt);
+        case DType::i64:
+            return solve_problem<int64_t>(batch, b, sign, table.i64, interrupt);
+        default:
+            return solve_problem<float>(batch, b, sign, table.f32, interrupt);
     }
 }
 

@@ -87,7 +87,8 @@ Smallest smallest(const Cost* row, const double* v, int64_t m, double sign) {
 template <typename Cost>
 Smallest relax(const Cost* row, const double* v, int64_t m, double sign, double h, int64_t i, double* distance,
                int64_t* from) {
-    const VectorD signs = broadcast(sign), hs = broadcast(h), infinity = broadcast(kInfinity), done = broadcast(-kInfinity);
+    const VectorD signs = broadcast(sign), hs = broadcast(h), infinity = broadcast(kInfinity),
+                  done = broadcast(-kInfinity);
     const VectorI here = index_from(i, 0), step = index_from(kLanes, 0);
     VectorD first = infinity;
     VectorI first_at = index_from(-1, 0), index = index_from(0, 1);

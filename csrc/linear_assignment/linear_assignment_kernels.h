@@ -1,5 +1,5 @@
-// Scans of one row of costs, compiled once per instruction set. Ties go to the lowest index in each of them, so that every
-// instruction set gives the same assignment. A cost is sign * row[j].
+// Scans of one row of costs, compiled once per instruction set. Ties go to the lowest index in each of them, so that
+// every instruction set gives the same assignment. A cost is sign * row[j].
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@ struct AssignmentKernels {
     void (*lower)(const Cost* row, int64_t m, double sign, int64_t i, double* best, int64_t* at);
     // The two smallest of cost_j - v[j].
     Smallest (*smallest)(const Cost* row, const double* v, int64_t m, double sign);
-    // distance[j] = min(distance[j], (cost_j - v[j]) - h), from[j] = i where it fell; a column that is done has distance
-    // -infinity. Gives the smallest distance of the others and where it is.
+    // distance[j] = min(distance[j], (cost_j - v[j]) - h), from[j] = i where it fell; a column that is done has
+    // distance -infinity. Gives the smallest distance of the others and where it is.
     Smallest (*relax)(const Cost* row, const double* v, int64_t m, double sign, double h, int64_t i, double* distance,
                       int64_t* from);
     // Whether u + v[j] <= cost_j everywhere.

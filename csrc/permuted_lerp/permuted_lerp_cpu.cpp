@@ -1,20 +1,19 @@
-// The weighted sum of permuted tensors on the CPU: one read of each input and one write. Axes are merged where nothing moves;
-// the innermost ones become one run, whose offsets are listed once per tensor when they are not consecutive.
-#include "permuted_lerp/permuted_lerp.h"
-
+// The weighted sum of permuted tensors on the CPU: one read of each input and one write. Axes are merged where nothing
+// moves; the innermost ones become one run, whose offsets are listed once per tensor when they are not consecutive.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
 #include "core/simd.h"
+#include "permuted_lerp/permuted_lerp.h"
 #include "permuted_lerp/permuted_lerp_kernels.h"
 
 namespace pyalign {
 namespace {
 
-constexpr int64_t kShortRun = 256;       // runs shorter than this are joined with the axis outside them
+constexpr int64_t kShortRun = 256;  // runs shorter than this are joined with the axis outside them
 constexpr int64_t kLongestTable = 1 << 16;
-constexpr int64_t kPiece = 1 << 14;      // elements handed to a thread at once, at least
+constexpr int64_t kPiece = 1 << 14;  // elements handed to a thread at once, at least
 
 // One axis of the loop: where entry i of each operand lies. Operand 0 is out.
 struct Axis {
@@ -44,7 +43,8 @@ std::vector<Axis> loop_axes(const TensorView& out, const std::vector<const Permu
         }
         axes.push_back(std::move(axis));
     }
-    std::stable_sort(axes.begin(), axes.end(), [](const Axis& p, const Axis& q) { return p.strides[0] > q.strides[0]; });
+    std::stable_sort(axes.begin(), axes.end(),
+                     [](const Axis& p, const Axis& q) { return p.strides[0] > q.strides[0]; });
     std::vector<Axis> merged;
     for (Axis& axis : axes) {
         bool joins = !merged.empty() && !merged.back().moves() && !axis.moves();
@@ -71,7 +71,8 @@ Inner take_inner(std::vector<Axis>& axes, size_t operands) {
     Inner inner;
     inner.tables.resize(operands);
     std::vector<Axis> taken;
-    while (!axes.empty() && (taken.empty() || (inner.count < kShortRun && inner.count * axes.back().extent <= kLongestTable))) {
+    while (!axes.empty() &&
+           (taken.empty() || (inner.count < kShortRun && inner.count * axes.back().extent <= kLongestTable))) {
         inner.count *= axes.back().extent;
         taken.push_back(std::move(axes.back()));
         axes.pop_back();
@@ -101,7 +102,8 @@ int64_t item_size(DType dtype) {
 
 }  // namespace
 
-void permuted_sum_cpu(const TensorView& out, const std::vector<PermutedTerm>& terms, int threads, Interrupt& interrupt) {
+void permuted_sum_cpu(const TensorView& out, const std::vector<PermutedTerm>& terms, int threads,
+                      Interrupt& interrupt) {
     if (out.size() == 0) return;
     std::vector<const PermutedTerm*> used;
     for (const PermutedTerm& term : terms) {

@@ -1,12 +1,12 @@
-"""The compiled CPU implementations: tensors in, tensors filled by pyalign._cpu, its outcome codes turned into errors."""
+"""The compiled CPU implementations: tensors in, tensors filled by pyalign._cpu, outcome codes turned into errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.utils.dlpack
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack as export  # a capsule costs a tenth of the call to Tensor.__dlpack__
 
 from pyalign.engine import outcomes
 from pyalign.engine.reference import cross_moments as reference_moments
@@ -19,6 +19,9 @@ except ImportError as failure:  # a build without the module, or one for another
     )
 else:
     MISSING = ""
+
+# A capsule made this way costs a tenth of the call to Tensor.__dlpack__.
+export: Callable[[Tensor], object] = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined]
 
 __all__ = ["MISSING", "build", "cross_moments", "linear_assignment", "permuted_sum"]
 
@@ -35,7 +38,8 @@ def cross_moments(
 ) -> None:
     """Add the samples of x and y to the record in place; the record is untouched when it raises."""
     kept = None if mask is None else export(mask)
-    outputs = [export(tensor) for tensor in record]
+    count, mean_a, mean_b, comoment, square_a, square_b = (export(tensor) for tensor in record)
+    outputs = (count, mean_a, mean_b, comoment, square_a, square_b)
     if _cpu.cross_moments(export(x), export(y), kept, axis_x, axis_y, full, *outputs, torch.get_num_threads()):
         return
     # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
@@ -46,7 +50,7 @@ def linear_assignment(
     costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
     """Solve every (b, n, m) batch; all problems of all batches share the threads."""
-    answers = []
+    answers: list[tuple[Tensor, ...]] = []
     for cost in costs:
         b, n, m = cost.shape
         answers.append(

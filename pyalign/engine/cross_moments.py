@@ -58,15 +58,15 @@ def cross_moments(
 ) -> CrossMoments:
     r"""Sum two activation streams over samples: count, means and centred products, in one pass.
 
-    :math:`C = \sum_s (x_s - \bar x)(y_s - \bar y)^\top`. Samples are centred in flight, so the result agrees with float64
-    to 1e-6 of the units' spread also where mean / std = 1e4.
+    :math:`C = \sum_s (x_s - \bar x)(y_s - \bar y)^\top`. Samples are centred in flight, so the result agrees with
+    float64 to 1e-6 of the units' spread also where mean / std = 1e4.
 
     Args:
         x: Activations with n units on `axis`, any layout and strides; float32, float64, bfloat16 or float16.
         y: Activations with m units on `axis`; the other axes equal those of x in size and order.
         axis: The unit axis, or one for x and one for y.
-        mask: Samples to use: bool or 0-1, broadcastable to the shape of x without the unit axis. Excluded samples may hold
-            anything, NaN too.
+        mask: Samples to use: bool or 0-1, broadcastable to the shape of x without the unit axis. Excluded
+            samples may hold anything, NaN too.
         full: Also sum the full co-moments within each stream.
         into: An earlier record, updated in place; memory does not grow with the number of calls.
         backend: "auto", or the implementation to use.
@@ -126,7 +126,7 @@ def _check_streams(x: Tensor, y: Tensor, axis_x: int, axis_y: int) -> None:
     if samples_x != samples_y:
         raise errors.InputError(
             "cross_moments: the two streams have different samples",
-            given=f"x of shape {tuple(x.shape)} with units on axis {axis_x}, y of shape {tuple(y.shape)} on axis {axis_y}",
+            given=f"x {tuple(x.shape)} with units on axis {axis_x}, y {tuple(y.shape)} with units on axis {axis_y}",
             expected="equal shapes apart from the unit axis",
             do="feed both models the same batch, and name the unit axis of each with axis=(axis_x, axis_y)",
         )
@@ -171,10 +171,11 @@ def _empty(n: int, m: int, full: bool, device: torch.device, name: str) -> Cross
 
 def _check_record(record: CrossMoments, n: int, m: int, full: bool, device: torch.device) -> None:
     if record.comoment.shape != (n, m) or record.full != full or record.count.device != device:
+        widths = f"{record.mean_a.numel()} and {record.mean_b.numel()} units"
         raise errors.InputError(
             "cross_moments: the record given as into= is for other streams",
             given=f"{n} and {m} units, full={full}, on {device}",
-            expected=f"{record.mean_a.numel()} and {record.mean_b.numel()} units, full={record.full}, on {record.count.device}",
+            expected=f"{widths}, full={record.full}, on {record.count.device}",
             do="keep one record per pair of layers, always with the same full=",
         )
 

@@ -22,7 +22,17 @@ from pyalign.engine.reference import cross_moments as reference_moments
 from pyalign.engine.reference import linear_assignment as reference_assignment
 from pyalign.engine.reference import permuted_lerp as reference_lerp
 
-__all__ = ["BACKENDS", "OPERATIONS", "BackendRow", "Implementation", "backends", "build", "choose", "direct", "implementation"]
+__all__ = [
+    "BACKENDS",
+    "OPERATIONS",
+    "BackendRow",
+    "Implementation",
+    "backends",
+    "build",
+    "choose",
+    "direct",
+    "implementation",
+]
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -31,7 +41,7 @@ COSTS = (torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, tor
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of an operation and its declared limits; `missing` says why it cannot run here at all, or ""."""
+    """One implementation of an operation and its declared limits; `missing` says why it cannot run here, or ""."""
 
     name: str
     devices: tuple[str, ...]

@@ -27,8 +27,8 @@ class Assignment:
         perm: (..., n) int64, column of each row; -1 for rows without one, when n > m.
         row_duals: (..., n) float64, u with `u_i + v_j <= cost_ij` (`>=` when maximising).
         col_duals: (..., m) float64, v; zero for columns (rows, when n > m) that stay unassigned.
-        gap: (...) float64, `objective - sum u - sum v` (its negation when maximising): at least 0, and 0 up to rounding,
-            which proves that no assignment is better.
+        gap: (...) float64, `objective - sum u - sum v` (its negation when maximising): at least 0, and 0 up to
+            rounding, which proves that no assignment is better.
         objective: (...) float64, the sum of the assigned costs.
         maximize: Which of the two problems it answers.
         backend: The implementation that ran.
@@ -49,15 +49,15 @@ def linear_assignment(
     r"""Find the assignment of rows to columns with the least (greatest) total cost, exactly, with its certificate.
 
     :math:`\min_\pi \sum_i c_{i,\pi(i)} = \max \sum_i u_i + \sum_j v_j` subject to :math:`u_i + v_j \le c_{ij}`.
-    All arithmetic is float64, whatever the dtype of the costs; integers are exact up to 2^53. Ties are broken the same way
-    in every run and for every number of threads.
+    All arithmetic is float64, whatever the dtype of the costs; integers are exact up to 2^53. Ties are broken the
+    same way in every run and for every number of threads.
 
     Args:
         cost: (n, m), a batch (b, n, m), or a list of matrices of any sizes. float32, float64 or integers (float16 and
             bfloat16 are widened). +inf (-inf when maximising) forbids a pair.
         maximize: Find the greatest total instead.
-        start: An earlier answer for costs of the same shape, near to these: its duals and tight pairs are reused. It changes
-            the time, never the optimality, of the answer.
+        start: An earlier answer for costs of the same shape, near to these: its duals and tight pairs are reused. It
+            changes the time, never the optimality, of the answer.
         backend: "auto", or the implementation to use.
 
     Returns:
@@ -95,8 +95,8 @@ def linear_assignment(
     if not many:
         perm, u, v, gap, objective = answers[0]
         return Assignment(perm, u, v, gap, objective, maximize, name)
-    fields = tuple(tuple(answer[field] for answer in answers) for field in range(5))
-    return Assignment(*fields, maximize=maximize, backend=name)
+    perms, us, vs, gaps, objectives = (tuple(answer[field] for answer in answers) for field in range(5))
+    return Assignment(perms, us, vs, gaps, objectives, maximize, name)
 
 
 def linear_sum_assignment(cost: Any, maximize: bool = False) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

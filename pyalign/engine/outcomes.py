@@ -39,7 +39,7 @@ def assignment_error(
 
 
 def check_permutations(perms: Sequence[Tensor | None]) -> None:
-    """Raise an InputError unless each index tensor holds 0 to n - 1 once; their values are known only here, at run time."""
+    """Raise an InputError unless each index tensor holds 0 to n - 1 once; their values are known only at run time."""
     for perm in perms:
         if perm is None:
             continue

@@ -1,4 +1,4 @@
-"""Permuted blends: `(1 - t) a + t b[perm]` along any axes, and the sum of k weighted, permuted tensors; with gradients."""
+"""Permuted blends: `(1 - t) a + t b[perm]` along any axes, and sums of k weighted, permuted tensors; with gradients."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def permuted_lerp(
 ) -> Tensor:
     r"""Blend a with a permuted b: `out = (1 - t) * a + t * b[perm_0][:, perm_1]...`.
 
-    t = 0 gives a and t = 1 the permuted b bit for bit; then the other tensor is not read. Differentiable with respect to
-    a, b and t.
+    t = 0 gives a and t = 1 the permuted b bit for bit; then the other tensor is not read. Differentiable with
+    respect to a, b and t.
 
     Args:
-        a: Any shape; float32, float64, bfloat16 or float16 (the latter three of 16 and 32 bits blend in float32).
+        a: Any shape; float32, float64, bfloat16 or float16 (float64 blends in float64, the others in float32).
         b: The shape and dtype of a.
         t: Position on the path, multiplies b; a number, or a 0-d tensor.
-        perms: One entry per axis of b: None, or an int64 permutation of length n. The axis has n * r entries and each index
-            moves a run of r (r = 1 but for an axis that holds n units of r entries each).
+        perms: One entry per axis of b: None, or an int64 permutation of length n. The axis has n * r entries and
+            each index moves a run of r (r = 1 but for an axis that holds n units of r entries each).
         out: Where to write; may be a or b itself. Without gradients.
         backend: "auto", or the implementation to use.
 
@@ -76,8 +76,8 @@ def permuted_sum(
 ) -> Tensor:
     r"""Sum k weighted tensors, each permuted along any of its axes: `out = sum_k weights[k] * tensors[k][perms[k]]`.
 
-    A tensor with weight 0 is not read; one tensor with weight 1 is copied bit for bit. Differentiable with respect to the
-    tensors and the weights.
+    A tensor with weight 0 is not read; one tensor with weight 1 is copied bit for bit. Differentiable with respect to
+    the tensors and the weights.
 
     Args:
         tensors: k tensors of one shape, dtype and device.
@@ -215,8 +215,8 @@ def _overlaps(out: Tensor, tensor: Tensor, perms: Sequence[Tensor | None]) -> bo
     return not same_place or any(perm is not None for perm in perms)
 
 
-# The operators take the permutations that are there and their places, tensor * rank + axis, since torch.library treats a
-# list with None in it differently from a list of tensors.
+# The operators take the permutations that are there and their places, tensor * rank + axis, since torch.library treats
+# a list with None in it differently from a list of tensors.
 
 
 def _present(flat: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
@@ -278,7 +278,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.k = len(tensors)
     ctx.moved = len(perms)
     # The gradient of the weights is the only one that needs the tensors themselves.
-    ctx.save_for_backward(weights, *perms, *(tensors if ctx.needs_input_grad[1] else ()))
+    ctx.weighted = weights.requires_grad
+    ctx.save_for_backward(weights, *perms, *(tensors if ctx.weighted else ()))
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
@@ -291,9 +292,9 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
             scale = weights[k : k + 1]
             for_tensors[k] = torch.ops.pyalign.permuted_sum([gradient], scale, *_present(inverse), ctx.backend)
     for_weights = None
-    if ctx.needs_input_grad[1]:
-        tensors = saved[ctx.moved :]
-        sums = [(gradient * permute(tensor, axes)).sum(dtype=torch.float64) for tensor, axes in zip(tensors, perms)]
+    if ctx.weighted:
+        pairs = zip(saved[ctx.moved :], perms, strict=True)
+        sums = [(gradient * permute(tensor, axes)).sum(dtype=torch.float64) for tensor, axes in pairs]
         for_weights = torch.stack(sums).to(weights.device)
     # torch.library takes an empty list of integers for a list of no tensors and wants its like back.
     return for_tensors, for_weights, [None] * ctx.moved, None if ctx.places else [], None

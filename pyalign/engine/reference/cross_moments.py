@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -43,7 +44,8 @@ def merge(record: Sequence[Tensor], other: Sequence[Tensor]) -> None:
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:
-    return x.movedim(axis, -1).reshape(-1, x.shape[axis])
+    samples = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
+    return x.movedim(axis, -1).reshape(samples, x.shape[axis])
 
 
 def _moments(rows_x: Tensor, rows_y: Tensor, full: bool) -> tuple[Tensor, ...]:

@@ -30,7 +30,7 @@ def linear_assignment(
         answer = [torch.empty(shape, dtype=dtype) for shape, dtype in (*shapes, ((b,), torch.float64))]
         for problem, values in enumerate(solved):
             for tensor, value in zip(answer, values, strict=True):
-                tensor[problem] = torch.as_tensor(value)
+                tensor[problem] = torch.as_tensor(value, dtype=tensor.dtype)
         answers.append(tuple(tensor.to(cost.device) for tensor in answer))
     return answers
 
@@ -84,7 +84,7 @@ def certify(matrix: Floats, perm: NDArray[np.int64]) -> tuple[Floats, Floats, fl
     free = np.setdiff1d(np.arange(m), perm)
     distance[free] = 0.0
     rows = _feasible(matrix, distance)
-    return rows, distance, float(np.sum(matched - rows - distance[perm]))
+    return rows, distance, float(np.sum((matched - distance[perm]) - rows))
 
 
 def _feasible(matrix: Floats, columns: Floats) -> Floats:

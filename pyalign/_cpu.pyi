@@ -1,0 +1,38 @@
+"""The compiled CPU implementations of the engine. A tensor is anything with __dlpack__, or an unused DLPack capsule."""
+
+from collections.abc import Sequence
+from typing import Any
+
+def build() -> dict[str, str]:
+    """What the module was compiled with and the SIMD path in use."""
+
+def simd_paths() -> list[str]:
+    """The SIMD paths that this machine and this build have, narrowest first."""
+
+def use_simd(path: str) -> None:
+    """Choose the SIMD path of every operation, for tests."""
+
+def cross_moments(
+    x: Any,
+    y: Any,
+    mask: Any,
+    axis_x: int,
+    axis_y: int,
+    full: bool,
+    count: Any,
+    mean_a: Any,
+    mean_b: Any,
+    comoment: Any,
+    square_a: Any,
+    square_b: Any,
+    threads: int,
+) -> bool:
+    """Add samples to the record in place; False, and nothing changed, when a sum is not finite."""
+
+def linear_assignment(
+    costs: list[Any], maximize: bool, start: list[Any], answers: list[Any], threads: int
+) -> tuple[int, int, int, int, int] | None:
+    """Fill the answers to lists of (b, n, m) costs; None, or the first failure as (code, list, batch, row, column)."""
+
+def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:
+    """Write the weighted sum of the permuted tensors to out; terms of weight zero are not read."""
