@@ -8,7 +8,7 @@ from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, S
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
-from pyalign.symmetry.verify import Verification, verify
+from pyalign.symmetry.verify import Verification, sound, verify
 
 __all__ = [
     "Alignment",
@@ -29,6 +29,7 @@ __all__ = [
     "declare",
     "derive",
     "map_tensors",
+    "sound",
     "state_of",
     "tensors_of",
     "untouched",

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
-from pyalign.symmetry.groups import AxisBinding, Role, Side
+from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation
 
-__all__ = ["Verification", "verify"]
+__all__ = ["Verification", "sound", "verify"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,56 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
         expected=f"at most {tolerance:.1e}",
         do="correct the declared binding, or report the model if the spec was derived",
     )
+
+
+def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -> tuple[SymmetrySpec, tuple[str, ...]]:
+    """The part of a derived spec that verification confirms: groups that change the outputs are held in place.
+
+    Args:
+        spec: What `derive` found.
+        model: The model, or one of the same architecture.
+        inputs: One batch, as for `derive`.
+        seed: Of the random elements and the noise.
+
+    Returns:
+        A spec that passed `verify`, and the names of the groups it holds in place.
+
+    Raises:
+        SymmetryError: What is left does not hold either.
+    """
+    try:
+        verify(spec, model, inputs, seed=seed)
+        return spec, ()
+    except SymmetryError:
+        probe = _Probe(model, inputs, seed)
+    elements, tolerance = spec.random(seed).transforms, probe.tolerance()
+    families = _families(spec)
+    wrong = [names for names in families if probe.error(spec, {n: elements[n] for n in names}) > tolerance]
+    held = tuple(name for names in wrong for name in names)
+    kept = {name: g for name, g in spec.groups.items() if name not in held}
+    reason = "it changes the outputs when moved"
+    fixed = tuple(FixedAxis(b.tensor, b.axis, reason) for b in spec.bindings if b.group in held)
+    rest = SymmetrySpec(
+        kept,
+        tuple(b for b in spec.bindings if b.group in kept),
+        tuple(s for s in spec.sites if s.group in kept),
+        (*spec.fixed, *fixed),
+        spec.shapes,
+        spec.aliases,
+        (*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
+    )
+    verify(rest, model, inputs, seed=seed)
+    return rest, held
+
+
+def _families(spec: SymmetrySpec) -> list[list[str]]:
+    """Groups that can only be moved together: blocks and what is within them."""
+    found: dict[str, list[str]] = {}
+    for group in spec.outer_first():
+        outer = getattr(group.structure, "outer", None)
+        root = next((key for key, names in found.items() if outer in names), group.name)
+        found.setdefault(root, []).append(group.name)
+    return list(found.values())
 
 
 class _Probe:
@@ -129,10 +179,7 @@ class _Probe:
 
 def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:
     """Which group breaks the function, and which change of its bindings would mend it."""
-    families: dict[str, list[str]] = {}
-    for group in spec.groups.values():
-        families.setdefault(getattr(group.structure, "outer", group.name), []).append(group.name)
-    for members in families.values():
+    for members in _families(spec):
         alone = {name: elements[name] for name in members}
         if probe.error(spec, alone) <= tolerance:
             continue

@@ -138,7 +138,7 @@ def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
 @np.errstate(over="ignore")
 def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dict[int, int], fixed: int) -> HashArray:
     """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
-    key = content.copy()
+    key: HashArray = content.copy()
     pinned = set(parents.get(fixed, ()))
     several = {b for bs in parents.values() if len(bs) > 1 for b in bs}
     for _ in range(3):

@@ -235,71 +235,17 @@ def unfolded(trace: Trace, call: Call) -> list[Planes] | None:
     return [settle(trace, planes)]
 
 
-_MOVED = [
-    "permute",
-    "transpose",
-    "t",
-    "expand",
-    "unsqueeze",
-    "squeeze",
-    "slice",
-    "select",
-    "narrow",
-    "split",
-    "split_with_sizes",
-    "unbind",
-    "chunk",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-    "unsafe_chunk",
-    "diagonal",
-    "unfold",
-    "flip",
-    "roll",
-    "repeat",
-    "tile",
-    "movedim",
-    "swapaxes",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "channel_shuffle",
-    "native_channel_shuffle",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-    "rot90",
-    "repeat_interleave",
-    "squeeze_copy",
-    "expand_copy",
-    "permute_copy",
-    "slice_copy",
-    "unfold_copy",
-]
-_SAME = [
-    "clone",
-    "detach",
-    "alias",
-    "contiguous",
-    "_to_copy",
-    "lift_fresh",
-    "lift",
-    "lift_fresh_copy",
-    "dropout",
-    "native_dropout",
-    "to",
-    "positive",
-    "view_as",
-    "_assert_async",
-    "requires_grad",
-    "rename",
-    "resolve_conj",
-    "resolve_neg",
-    "feature_dropout",
-    "_fused_dropout",
-]
+_MOVED = """
+    permute transpose t expand unsqueeze squeeze slice select narrow split split_with_sizes unbind chunk
+    unsafe_split unsafe_split_with_sizes unsafe_chunk diagonal unfold flip roll repeat tile movedim swapaxes
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d
+    reflection_pad3d replication_pad1d replication_pad2d replication_pad3d rot90 repeat_interleave squeeze_copy
+    expand_copy permute_copy slice_copy unfold_copy
+""".split()  # noqa: SIM905 (a list literal fills a page)
+_SAME = """
+    clone detach alias contiguous _to_copy lift_fresh lift lift_fresh_copy dropout native_dropout to positive
+    view_as _assert_async requires_grad rename resolve_conj resolve_neg feature_dropout _fused_dropout
+""".split()  # noqa: SIM905 (a list literal fills a page)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_MOVED, moved),
