@@ -71,7 +71,7 @@ def test_comparison_of_states_can_fail(model: nn.Module) -> None:
 @pytest.mark.parametrize("kind", [Kind.PERMUTATION, Kind.SCALED], ids=str)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_training_goes_on_the_same_after_moving_the_optimiser(optimizer: str, kind: Kind, spec: SymmetrySpec) -> None:
-    """Moving weights and momenta commutes with an SGD step (any class with orthogonal action; Adam under permutations)."""
+    """Moving weights and momenta commutes with a step: of SGD under signs too, of Adam under permutations."""
     if kind is Kind.SCALED:
         kind = Kind.SIGNED if optimizer == "sgd" else Kind.PERMUTATION
     g = spec.random(4, kind)
