@@ -248,6 +248,47 @@ ARCHITECTURES.add(
 )
 
 
+class GroupedEnds(nn.Module):
+    """Grouped convolutions at the input, in the middle and at the output: where one end is fixed, blocks stay."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.first, self.mix = nn.Conv1d(4, 6, 3, padding=1, groups=2), nn.Conv1d(6, 8, 1)
+        self.last = nn.Conv1d(8, outputs, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.gelu(self.mix(F.gelu(self.first(x)))))
+
+
+for _outputs in (2, 6):
+    ARCHITECTURES.add(
+        f"grouped_ends_{_outputs}", lambda outputs=_outputs: GroupedEnds(outputs), lambda: noise(2, 4, 5),
+        group(3, out_bias("first"), into("mix"), kind=PERMUTATION),
+        group(3, out_bias("first"), into("mix"), kind=PERMUTATION),
+        group(4, out_bias("mix"), into("last"), kind=PERMUTATION),
+        group(4, out_bias("mix"), into("last"), kind=PERMUTATION),
+    )  # fmt: skip
+
+
+class GroupedChain(nn.Module):
+    """Eight units in two blocks of one output each; a shuffle later tells the two outputs apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 2, 1, groups=2)
+        self.up, self.norm, self.fc = nn.Conv1d(2, 6, 1, groups=2), nn.InstanceNorm1d(6, affine=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.up(self.down(F.gelu(self.conv(x))))
+        h = h + 2 * h.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+        return self.fc(F.gelu(self.norm(h)).mean(-1))
+
+
+ARCHITECTURES.add(
+    "grouped_chain", GroupedChain, lambda: noise(2, 3, 5), open=True, moves=out_bias("conv") | into("down")
+)
+
+
 class Mixer(nn.Module):
     """MLP-Mixer: one MLP over positions, one over channels; the position axis itself is fixed."""
 

@@ -54,7 +54,8 @@ class RandomNet(nn.Module):
             self._layer(kind, source, nn.Sequential(nn.Linear(width, 5), nn.ReLU(), nn.Linear(5, width)), width)
         elif kind == "scale":
             self._layer(kind, source, nn.ParameterList([torch.ones(width, 1)]), width)
-        elif kind in ("add", "mul", "cat"):
+        elif kind in ("add", "mul", "cat") or width == 1:
+            kind = "add" if width == 1 else kind
             other = draw.choice(partners)
             self.plan.append((kind, source, other))
             self.widths.append(2 * width if kind == "cat" else width)
