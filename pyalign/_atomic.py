@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pyalign.errors import InputError
+
 __all__ = ["replacing"]
 
 
@@ -15,13 +17,16 @@ __all__ = ["replacing"]
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it over `path` on success, delete it on any failure.
 
-    A full disk, an exception or Ctrl-C inside the block leaves an earlier file at `path` as it was.
+    A link is followed. A full disk, an exception or Ctrl-C inside the block leaves an earlier file at `path` as it was.
 
     Args:
         path: The file to (re)place; its folder is created when missing.
 
     Yields:
         A path in the same folder to write to.
+
+    Raises:
+        InputError: `path` is a folder, a device or a pipe.
 
     Example:
         >>> import tempfile
@@ -31,7 +36,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         >>> target.read_text()
         'whole'
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device or pipe"
+        raise InputError(f"cannot write to {path}", given=kind, expected="a file, new or to be replaced")
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=f".part{target.suffix}", dir=target.parent)
     os.close(handle)
