@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from pyalign.engine import Assignment, linear_assignment
 from pyalign.errors import InputError, MismatchError
-from pyalign.matching.assign import signs_of
+from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem
@@ -173,7 +173,8 @@ def _notes(spec: SymmetrySpec, objective: Objective, converged: bool, sweeps: in
     notes = ["correlations are mean cosines between the weights of matched units"]
     if not converged:
         notes.append(f"still improving after {sweeps} sweeps; allow more")
-    idle = [name for name in spec.groups if not objective.terms[name]]
+    outer = children_of(spec.groups)
+    idle = [name for name in spec.groups if not objective.terms[name] and name not in outer]
     if idle:
-        notes.append("groups without weights of their own: " + ", ".join(repr(n) for n in idle[:5]))
+        notes.append("left in place, since no matched weights are theirs: " + ", ".join(repr(n) for n in idle[:5]))
     return notes
