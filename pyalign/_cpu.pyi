@@ -32,7 +32,7 @@ def cross_moments(
 def linear_assignment(
     costs: list[Any], maximize: bool, start: list[Any], answers: list[Any], threads: int
 ) -> tuple[int, int, int, int, int] | None:
-    """Fill the answers to lists of (b, n, m) costs; None, or the first failure as (code, list, batch, row, column)."""
+    """Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers."""
 
 def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:
     """Write the weighted sum of the permuted tensors to out; terms of weight zero are not read."""

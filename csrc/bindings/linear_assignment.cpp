@@ -12,8 +12,18 @@ AssignmentBatch read_batch(const std::string& name, py::handle cost, py::handle 
     const auto costs = {DType::f32, DType::f64, DType::i8, DType::u8, DType::i16, DType::i32, DType::i64};
     held.emplace_back(cost, name, costs);
     AssignmentBatch batch{};
-    batch.cost = held.back().with_dim(3).view();
+    batch.cost = held.back().view();
+    const bool single = batch.cost.dim() == 2;
+    if (single) {
+        batch.cost.shape.insert(batch.cost.shape.begin(), 1);
+        batch.cost.strides.insert(batch.cost.strides.begin(), 0);
+    } else if (batch.cost.dim() != 3) {
+        throw py::value_error(name + ": given shape " + show(batch.cost.shape) + ", expected 2 or 3 dimensions");
+    }
     const int64_t b = batch.cost.shape[0], n = batch.cost.shape[1], m = batch.cost.shape[2];
+    const std::vector<int64_t> rows = single ? std::vector<int64_t>{n} : std::vector<int64_t>{b, n},
+                               columns = single ? std::vector<int64_t>{m} : std::vector<int64_t>{b, m},
+                               problems = single ? std::vector<int64_t>{} : std::vector<int64_t>{b};
     const auto field = [&](py::handle from, size_t index, const char* what, DType dtype,
                            const std::vector<int64_t>& shape) {
         held.emplace_back(py::reinterpret_borrow<py::sequence>(from)[index], name + " " + what,
@@ -26,16 +36,16 @@ AssignmentBatch read_batch(const std::string& name, py::handle cost, py::handle 
         }
     };
     expect_fields(answer, 5, "answer");
-    batch.perm = field(answer, 0, "perm", DType::i64, {b, n}).as<int64_t>();
-    batch.row_duals = field(answer, 1, "row_duals", DType::f64, {b, n}).as<double>();
-    batch.col_duals = field(answer, 2, "col_duals", DType::f64, {b, m}).as<double>();
-    batch.gap = field(answer, 3, "gap", DType::f64, {b}).as<double>();
-    batch.objective = field(answer, 4, "objective", DType::f64, {b}).as<double>();
+    batch.perm = field(answer, 0, "perm", DType::i64, rows).as<int64_t>();
+    batch.row_duals = field(answer, 1, "row_duals", DType::f64, rows).as<double>();
+    batch.col_duals = field(answer, 2, "col_duals", DType::f64, columns).as<double>();
+    batch.gap = field(answer, 3, "gap", DType::f64, problems).as<double>();
+    batch.objective = field(answer, 4, "objective", DType::f64, problems).as<double>();
     if (!start.is_none()) {
         expect_fields(start, 3, "start");
-        batch.start_rows = field(start, 0, "start row_duals", DType::f64, {b, n});
-        batch.start_columns = field(start, 1, "start col_duals", DType::f64, {b, m});
-        batch.start_perm = field(start, 2, "start perm", DType::i64, {b, n});
+        batch.start_rows = field(start, 0, "start row_duals", DType::f64, rows);
+        batch.start_columns = field(start, 1, "start col_duals", DType::f64, columns);
+        batch.start_perm = field(start, 2, "start perm", DType::i64, rows);
     }
     return batch;
 }
@@ -70,8 +80,7 @@ py::object linear_assignment(py::list costs, bool maximize, py::list start, py::
 void bind_linear_assignment(py::module_& m) {
     m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("maximize"), py::arg("start"),
           py::arg("answers"), py::arg("threads"),
-          "Fill the answers to lists of (b, n, m) costs; None, or the first failure as (code, list, batch, row, "
-          "column).");
+          "Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers.");
 }
 
 }  // namespace pyalign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import torch
 import torch.utils.dlpack
@@ -12,7 +13,7 @@ from pyalign.engine import outcomes
 from pyalign.engine.reference import cross_moments as reference_moments
 
 try:
-    from pyalign import _cpu
+    _cpu = import_module("pyalign._cpu")  # by name: the rooms above must not be imported with the package
 except ImportError as failure:  # a build without the module, or one for another Python
     MISSING = (
         f"the compiled module pyalign._cpu cannot be imported ({failure}); reinstall pyalign-nn with a C++ compiler"
@@ -49,17 +50,17 @@ def cross_moments(
 def linear_assignment(
     costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
-    """Solve every (b, n, m) batch; all problems of all batches share the threads."""
+    """Solve every matrix or (b, n, m) batch; all problems of the list share the threads."""
     answers: list[tuple[Tensor, ...]] = []
     for cost in costs:
-        b, n, m = cost.shape
+        *b, n, m = cost.shape
         answers.append(
             (
-                torch.empty((b, n), dtype=torch.int64),
-                torch.empty((b, n), dtype=torch.float64),
-                torch.empty((b, m), dtype=torch.float64),
-                torch.empty((b,), dtype=torch.float64),
-                torch.empty((b,), dtype=torch.float64),
+                torch.empty((*b, n), dtype=torch.int64),
+                torch.empty((*b, n), dtype=torch.float64),
+                torch.empty((*b, m), dtype=torch.float64),
+                torch.empty(b, dtype=torch.float64),
+                torch.empty(b, dtype=torch.float64),
             )
         )
     exported = [[export(tensor) for tensor in tensors] for tensors in (costs, *start, *answers)]

@@ -99,7 +99,7 @@ def cross_moments(
     _check_record(record, n, m, full, x.device)
     x, y = x.detach(), y.detach()
     if dispatch.direct((x, y)):
-        dispatch.implementation("cross_moments", name, (x, y))(record.tensors, x, y, axis_x, axis_y, mask, full)
+        dispatch.function("cross_moments", name)(record.tensors, x, y, axis_x, axis_y, mask, full)
     else:
         torch.ops.pyalign.cross_moments_(*record.tensors, x, y, axis_x, axis_y, mask, full, name)
     if name in record.backend.split("+"):

@@ -31,6 +31,7 @@ __all__ = [
     "build",
     "choose",
     "direct",
+    "function",
     "implementation",
 ]
 
@@ -155,8 +156,12 @@ def choose(operation: str, backend: str, tensors: Sequence[Tensor]) -> str:
 
 
 def implementation(operation: str, name: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-    """Give the function behind a name that `choose` answered, or behind "auto"."""
-    chosen = choose(operation, name, tensors)
+    """Choose for an operator that was called directly, with any name."""
+    return function(operation, choose(operation, name, tensors))
+
+
+def function(operation: str, chosen: str) -> Callable[..., Any]:
+    """Give the function behind a name that `choose` answered a moment ago for the same tensors."""
     run = next(candidate.run for candidate in OPERATIONS[operation] if candidate.name == chosen)
     assert run is not None
     return run

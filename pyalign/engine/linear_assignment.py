@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,21 +81,16 @@ def linear_assignment(
     matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
     if not matrices:
         return Assignment((), (), (), (), (), maximize, "none")
-    batches = [c if c.dim() == 3 else c.unsqueeze(0) for c in matrices]
-    name = dispatch.choose("linear_assignment", backend, batches)
+    name = dispatch.choose("linear_assignment", backend, matrices)
     earlier = _start(start, matrices, maximize, many)
-    if dispatch.direct(batches):
-        flat = _solve(batches, maximize, earlier, name)
+    if dispatch.direct(matrices):
+        flat = _run(dispatch.function("linear_assignment", name), matrices, maximize, earlier)
     else:
-        flat = torch.ops.pyalign.linear_assignment(batches, maximize, earlier, name)
-    answers = [
-        tuple(field if c.dim() == 3 else field.squeeze(0) for field in flat[5 * k : 5 * k + 5])
-        for k, c in enumerate(matrices)
-    ]
+        flat = torch.ops.pyalign.linear_assignment(matrices, maximize, earlier, name)
     if not many:
-        perm, u, v, gap, objective = answers[0]
+        perm, u, v, gap, objective = flat
         return Assignment(perm, u, v, gap, objective, maximize, name)
-    perms, us, vs, gaps, objectives = (tuple(answer[field] for answer in answers) for field in range(5))
+    perms, us, vs, gaps, objectives = (tuple(flat[field::5]) for field in range(5))
     return Assignment(perms, us, vs, gaps, objectives, maximize, name)
 
 
@@ -134,9 +129,10 @@ def _matrix(cost: Any) -> Tensor:
         array = np.asarray(cost)
         if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8 or array.dtype == np.uint64:
             array = array.astype(np.float64)
-        array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        narrow = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(array.dtype)
-        tensor = torch.from_numpy(np.array(array, dtype=narrow or array.dtype, order="C", ndmin=array.ndim))
+        wider = {"u2": np.int32, "u4": np.int64}.get(array.dtype.str[1:], array.dtype.newbyteorder("="))
+        array = array.astype(wider, copy=False)
+        readable = array.flags.writeable and min(array.strides, default=1) >= 0  # what torch can take without a copy
+        tensor = torch.from_numpy(array if readable else array.copy())
     if tensor.dim() != 2:
         raise errors.InputError(
             "linear_sum_assignment takes one matrix",
@@ -174,7 +170,7 @@ def _checked(cost: object, index: int, many: bool) -> Tensor:
 
 
 def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool, many: bool) -> list[Tensor]:
-    """Flatten an earlier answer to [u, v, perm] per batch, after checking that it is for problems of these shapes."""
+    """Flatten an earlier answer to u, v, perm per matrix, after checking that it is for problems of these shapes."""
     if start is None:
         return []
     fields = [(f,) if isinstance(f, Tensor) else f for f in (start.row_duals, start.col_duals, start.perm)]
@@ -188,15 +184,18 @@ def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool,
             expected=f"maximize={maximize}, shapes {expected}",
             do="pass the answer for costs of the same shape, or none",
         )
-    flat: list[Tensor] = []
-    for cost, u, v, perm in zip(matrices, *fields, strict=True):
-        parts = [part.detach().to(cost.device).contiguous() for part in (u.double(), v.double(), perm.long())]
-        flat += parts if cost.dim() == 3 else [part.unsqueeze(0) for part in parts]
-    return flat
+    return [
+        part.detach().to(cost.device, dtype).contiguous()
+        for cost, parts in zip(matrices, zip(*fields, strict=True), strict=True)
+        for part, dtype in zip(parts, (torch.float64, torch.float64, torch.int64), strict=True)
+    ]
 
 
 def _solve(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
-    run = dispatch.implementation("linear_assignment", backend, costs)
+    return _run(dispatch.implementation("linear_assignment", backend, costs), costs, maximize, start)
+
+
+def _run(run: Callable[..., Any], costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor]) -> list[Tensor]:
     answers = run(costs, maximize, list(zip(start[::3], start[1::3], start[2::3], strict=True)))
     return [field for answer in answers for field in answer]
 
@@ -208,7 +207,7 @@ _operator = torch.library.custom_op("pyalign::linear_assignment", _solve, mutate
 def _fake(costs: Sequence[Tensor], maximize: bool, start: Sequence[Tensor], backend: str) -> list[Tensor]:
     fields = []
     for cost in costs:
-        b, n, m = cost.shape
-        fields += [cost.new_empty((b, n), dtype=torch.int64)]
-        fields += [cost.new_empty(shape, dtype=torch.float64) for shape in ((b, n), (b, m), (b,), (b,))]
+        *b, n, m = cost.shape
+        fields += [cost.new_empty((*b, n), dtype=torch.int64)]
+        fields += [cost.new_empty(shape, dtype=torch.float64) for shape in ((*b, n), (*b, m), b, b)]
     return fields

@@ -100,7 +100,11 @@ WRONG = {
     "x requires grad": (lambda: moments(x=torch.rand(5, 3, requires_grad=True)), "grad"),
     "no threads": (lambda: moments(threads=0), "threads: given 0, expected at least 1"),
     "meta": (lambda: moments(x=torch.empty(5, 3, device="meta")), "."),
-    "cost matrix": (lambda: assignment(torch.rand(3, 4)), "costs[0]: given shape (3, 4), expected 3 dimensions"),
+    "cost vector": (lambda: assignment(torch.rand(4)), "costs[0]: given shape (4,), expected 2 or 3 dimensions"),
+    "cost matrix, batched answer": (
+        lambda: assignment(torch.rand(3, 4)),
+        "costs[0] perm: given shape (1, 3), expected (3,)",
+    ),
     "cost half": (lambda: assignment(torch.rand(1, 3, 4).half()), "costs[0]: given float16, expected float32"),
     "cost numpy strings": (lambda: assignment(np.array([[["a"]]])), "."),
     "perm dtype": (

@@ -20,18 +20,19 @@ Floats = NDArray[np.float64]
 def linear_assignment(
     costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
-    """Solve every (b, n, m) batch, one problem after another; `start` cannot help scipy and is not read."""
+    """Solve every matrix or (b, n, m) batch, one problem after another; `start` cannot help scipy and is not read."""
     del start
     answers = []
     for index, cost in enumerate(costs):
-        solved = [_solve(cost, problem, maximize, index, len(costs) > 1) for problem in range(cost.shape[0])]
-        b, n, m = cost.shape
+        batch = cost if cost.dim() == 3 else cost.unsqueeze(0)
+        solved = [_solve(batch, problem, maximize, index, len(costs) > 1) for problem in range(batch.shape[0])]
+        b, n, m = batch.shape
         shapes = (((b, n), torch.int64), ((b, n), torch.float64), ((b, m), torch.float64), ((b,), torch.float64))
         answer = [torch.empty(shape, dtype=dtype) for shape, dtype in (*shapes, ((b,), torch.float64))]
         for problem, values in enumerate(solved):
             for tensor, value in zip(answer, values, strict=True):
                 tensor[problem] = torch.as_tensor(value, dtype=tensor.dtype)
-        answers.append(tuple(tensor.to(cost.device) for tensor in answer))
+        answers.append(tuple(tensor.to(cost.device).reshape(cost.shape[:-2] + tensor.shape[1:]) for tensor in answer))
     return answers
 
 
