@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyalign.errors import DataError, InputError
+from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.problem import Method, Problem, check_finite, check_same_architecture
 from pyalign.matching.weight import WeightMatching
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
-from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, tensors_of
+from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, sound, tensors_of
 
 __all__ = ["align"]
 
@@ -62,7 +63,8 @@ def align(
         NonFiniteError: NaN or infinity in weights or activations; names the tensor or layer.
         DataError: No batch, or one that the models cannot take.
         InputError: Data, example inputs or a known method are missing.
-        SymmetryError: The symmetry does not hold for model B.
+        SymmetryError: A given spec does not hold for model B. (Of a derived one, groups that fail are held in place,
+            with a warning.)
 
     Example:
         >>> import pyalign
@@ -85,8 +87,11 @@ def align(
     if inputs is not None:
         inputs = _accepted(inputs, model_a, model_b)
     seconds: dict[str, float] = {}
+    derived = spec is None
     spec = _spec(spec, model_a, inputs, seconds)
-    notes = _verified(spec, model_b, inputs, seed, seconds) if verify else ("symmetry not verified: verify=False",)
+    notes: tuple[str, ...] = ("symmetry not verified: verify=False",)
+    if verify:
+        spec, notes = _verified(spec, derived, model_b, inputs, seed, seconds)
     answer = matcher.match(Problem(model_a, model_b, spec, data, seed, progress))
     return replace(answer, seconds={**seconds, **answer.seconds}, notes=(*answer.notes, *notes))
 
@@ -156,11 +161,20 @@ def _spec(spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dic
 
 
 def _verified(
-    spec: SymmetrySpec, model: nn.Module, inputs: Any, seed: int, seconds: dict[str, float]
-) -> tuple[str, ...]:
+    spec: SymmetrySpec, derived: bool, model: nn.Module, inputs: Any, seed: int, seconds: dict[str, float]
+) -> tuple[SymmetrySpec, tuple[str, ...]]:
+    """The spec after the check: a given one must hold, of a derived one what does not hold is held in place."""
     if inputs is None:
-        return ("symmetry not verified: neither data nor example_inputs were given",)
+        return spec, ("symmetry not verified: neither data nor example_inputs were given",)
     began = time.perf_counter()
-    spec.verify(model, inputs, seed=seed)
+    held: tuple[str, ...] = ()
+    if derived:
+        spec, held = sound(spec, model, inputs, seed=seed)
+    else:
+        spec.verify(model, inputs, seed=seed)
     seconds["verify"] = time.perf_counter() - began
-    return ()
+    if held:
+        note = f"held in place, because moving them changes the outputs: {', '.join(held)}"
+        warnings.warn(note, PyalignWarning, stacklevel=3)
+        return spec, (note,)
+    return spec, ()

@@ -47,7 +47,7 @@ class Held:
         return list(self._tensors)
 
 
-class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Observer(TorchDispatchMode):
     """Calls `take(key, tensor)` for every watched operator of a forward pass.
 
     Args:

@@ -19,10 +19,10 @@ SITES = 4
 def choose_sites(spec: SymmetrySpec, sites: str | int = SITES) -> dict[str, tuple[Site, ...]]:
     """The sites at which each group is observed.
 
-    Nonlinearities come first: their outputs are what later layers read. Of them at most `sites` are taken, evenly spaced
-    over the depth and always with the last, so the work of a group is bounded even where a hundred layers see it, as in
-    DenseNet and in long residual stages. Several sites are better than the last alone: on two ResNet-20 the loss barrier
-    with BatchNorm re-estimated is 0.32 with 4 sites of each stage, 0.36 with 2 and 0.41 with the last.
+    Nonlinearities come first: their outputs are what later layers read. Of them at most `sites` are taken, evenly
+    spaced over the depth and always with the last, so the work of a group is bounded even where a hundred layers see
+    it, as in DenseNet and in long residual stages. Several sites are better than the last alone: on two ResNet-20 the
+    loss barrier with BatchNorm re-estimated is 0.32 with 4 sites of each stage, 0.36 with 2 and 0.41 with the last.
 
     Args:
         spec: The symmetry spec.
