@@ -171,7 +171,7 @@ def test_every_layer_moves_but_the_first_input_and_the_classes(name: str) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_random_element_leaves_outputs_unchanged(name: str, train: bool) -> None:
     model, inputs, spec = derived(name)
-    check_invariance(model, spec, inputs, train=train, seeds=2)
+    check_invariance(model, spec, inputs, train=train, seeds=1)
 
 
 @pytest.mark.parametrize("name", ["regnet_y", "convnext_v2", "segformer"])
