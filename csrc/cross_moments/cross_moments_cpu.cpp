@@ -100,17 +100,18 @@ int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64
 // One stream's share of a tile: its rows, and what centring them found.
 template <typename Real>
 struct StreamTile {
-    StreamTile(int64_t units_, int64_t ld_)
-        : units(units_),
-          ld(ld_),
-          storage(static_cast<size_t>(((units + 11) / 12 * 12) * ld + 64 / sizeof(Real)), Real(0)) {
-        const auto address = reinterpret_cast<uintptr_t>(storage.data());
-        rows = storage.data() + ((64 - address % 64) % 64) / sizeof(Real);
+    StreamTile(int64_t units_, int64_t ld_) : units(units_), ld(ld_) {
+        const int64_t padded = (units + 11) / 12 * 12, spare = 64 / static_cast<int64_t>(sizeof(Real));
+        // Only the rows that pad the last block are cleared; the others are filled before they are read.
+        storage.reset(new Real[static_cast<size_t>(padded * ld + spare)]);
+        const auto address = reinterpret_cast<uintptr_t>(storage.get());
+        rows = storage.get() + ((64 - address % 64) % 64) / sizeof(Real);
+        std::fill(rows + units * ld, rows + padded * ld, Real(0));
         for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(units, 0.0);
     }
 
     int64_t units, ld;
-    std::vector<Real> storage;
+    std::unique_ptr<Real[]> storage;
     Real* rows;
     std::vector<double> mean, residual, square, scale, lift, delta, drop;
 };

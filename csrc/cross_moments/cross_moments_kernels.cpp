@@ -208,14 +208,24 @@ PYALIGN_INLINE void add_block(const TileProduct<Real>& p, int64_t i0, int64_t j0
             for (int j = 0; j < kColumns; ++j) sums[i][j] += left * right[j];
         }
     }
+    double scale_b[kColumns] = {}, lift_b[kColumns] = {}, drop_b[kColumns] = {};
+    for (int64_t j = 0; j < columns; ++j) {
+        scale_b[j] = p.scale_b[j0 + j], lift_b[j] = p.lift_b[j0 + j], drop_b[j] = p.drop_b[j0 + j];
+    }
     for (int i = 0; i < kRows; ++i) {
         Real dots[kColumns];
         sums_of(sums[i][0], sums[i][1], sums[i][2], sums[i][3], dots);
         if (i >= rows) continue;
         double* c = p.c + (i0 + i) * p.ldc + j0;
         const double scale = p.scale_a[i0 + i], lift = p.lift_a[i0 + i], drop = p.drop_a[i0 + i];
-        for (int64_t j = 0; j < columns; ++j) {
-            c[j] += dots[j] * (scale * p.scale_b[j0 + j]) + (lift * p.lift_b[j0 + j] - drop * p.drop_b[j0 + j]);
+        double more[kColumns];
+        for (int j = 0; j < kColumns; ++j) {
+            more[j] = dots[j] * (scale * scale_b[j]) + (lift * lift_b[j] - drop * drop_b[j]);
+        }
+        if (columns == kColumns) {  // a fixed count becomes vector instructions
+            for (int j = 0; j < kColumns; ++j) c[j] += more[j];
+        } else {
+            for (int64_t j = 0; j < columns; ++j) c[j] += more[j];
         }
     }
 }
