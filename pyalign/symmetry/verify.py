@@ -43,8 +43,8 @@ class Verification:
 def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
     """Check that random elements of every group leave the outputs of a model unchanged.
 
-    It runs in float64 on weights near the model's own with noise added, so that biases of zero or scales of one cannot
-    hide a wrong binding. The model is not changed.
+    It runs in float64 (in the model's own dtype where an operator has no float64 form) on weights near the model's own
+    with noise added, so that biases of zero or scales of one cannot hide a wrong binding. The model is not changed.
 
     Args:
         spec: The symmetry to prove.
@@ -127,12 +127,18 @@ class _Probe:
     """A float64 copy of a model with noisy weights, and how far transformed weights move its outputs."""
 
     def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
-        self.model = copy.deepcopy(model).double()
+        try:
+            self._prepare(copy.deepcopy(model).double(), inputs, seed, torch.float64)
+        except (RuntimeError, TypeError, ValueError):  # an operator without a float64 form
+            self._prepare(copy.deepcopy(model), inputs, seed, None)
+
+    def _prepare(self, model: nn.Module, inputs: Any, seed: int, dtype: torch.dtype | None) -> None:
+        self.model, self.dtype = model, dtype
         self.generator = torch.Generator().manual_seed(seed)
         self.inputs = map_tensors(inputs, self._input)
-        self.state = {name: self._noisy(name, tensor) for name, tensor in state_of(self.model).items()}
+        self.state = {name: self._noisy(name, tensor) for name, tensor in state_of(model).items()}
         first: dict[int, Tensor] = {}
-        for name, tensor in state_of(self.model).items():
+        for name, tensor in state_of(model).items():
             self.state[name] = first.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), self.state[name])
         self.base = self.outputs(self.state)
         self.scale = max((float(t.abs().max()) for t in self.base if t.numel()), default=0.0) or 1.0
@@ -142,9 +148,12 @@ class _Probe:
         return self.difference(self.outputs(spec.apply(elements, self.state)))
 
     def tolerance(self) -> float:
-        """30 times the effect of rounding the weights to float32, and never below float64's own."""
-        rounded = {n: t.float().double() if t.is_floating_point() else t for n, t in self.state.items()}
-        return max(30 * self.difference(self.outputs(rounded)), 1e-10)
+        """30 times the effect of float32's rounding on the weights, and never below what the dtype itself rounds."""
+        if self.dtype is not None:
+            rounded = {n: t.float().double() if t.is_floating_point() else t for n, t in self.state.items()}
+            return max(30 * self.difference(self.outputs(rounded)), 1e-10)
+        other = {n: t * (1 + torch.finfo(t.dtype).eps) if t.is_floating_point() else t for n, t in self.state.items()}
+        return max(100 * self.difference(self.outputs(other)), 1e-4)
 
     def difference(self, outputs: list[Tensor]) -> float:
         """Largest difference to the untransformed outputs, over their size; infinite for NaN."""
@@ -163,18 +172,19 @@ class _Probe:
     def _input(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
-        return tensor.detach().double() + 0.1 * noise
+        return (tensor.detach().double() + 0.1 * self._noise(tensor)).to(self.dtype or tensor.dtype)
 
     def _noisy(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor.clone()
-        noise = torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
         value = tensor.detach().double()
         if name.endswith("running_var"):
-            return value * torch.exp(0.2 * noise)
+            return (value * torch.exp(0.2 * self._noise(tensor))).to(tensor.dtype)
         size = float(value.square().mean().sqrt()) if value.numel() else 0.0
-        return value + 0.2 * (size if size > 1e-3 else 0.05) * noise
+        return (value + 0.2 * (size if size > 1e-3 else 0.05) * self._noise(tensor)).to(tensor.dtype)
+
+    def _noise(self, tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
 
 
 def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:

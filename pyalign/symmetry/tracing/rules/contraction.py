@@ -60,6 +60,21 @@ def linear(trace: Trace, call: Call) -> list[Planes]:
     return [combine(trace, [product, trace.broadcast(bias, rank - 1)], "add", f"bias in {call.place}")]
 
 
+def grouped_product(trace: Trace, call: Call) -> list[Planes] | None:
+    """_grouped_mm: rows of x, sorted by expert, times their expert's matrix; index space (expert, row, out, in)."""
+    x, weight = call.args[:2]
+    if x.dim() != 2 or weight.dim() != 3:
+        return None
+    xs, ws = trace.operand(x, [1, 3], 4), trace.operand(weight, [0, 3, 2], 4)
+    result = []
+    for plane in contract(trace, xs, ws, {3}, f"experts in {call.place or 'the model'}"):
+        if plane.along({0}):
+            trace.ties.collapse(plane, {0}, "experts are picked by number")
+        if plane.along({1, 2}):
+            result.append(Plane(plane.atoms.narrow(0, 0, 1).squeeze(0), plane.scaled))
+    return [tuple(result)]
+
+
 def convolution(trace: Trace, call: Call) -> list[Planes]:
     """convolution: index space (batch, group, out in group, space, in in group)."""
     x, weight, bias, groups = call.args[0], call.args[1], call.args[2], call.args[8]
@@ -156,10 +171,7 @@ def _block(trace: Trace, members: Sequence[Plane], groups: int, rank: int) -> No
     first = None
     for plane in members:
         blocks = trace.ties.new_group(groups)
-        if plane.dims == (1,):
-            trace.ties.tie(blocks, as_array(plane.atoms).reshape(-1))
-        else:
-            trace.ties.block(as_array(plane.atoms), blocks.reshape(shape))
+        trace.ties.block(as_array(plane.atoms), blocks.reshape(shape))
         if first is not None:
             trace.ties.tie(first, blocks)
         first = blocks
@@ -218,6 +230,7 @@ def _drop_axes(planes: Planes, axes: Sequence[int]) -> Planes:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv"), matrix_product),
     "linear": linear,
+    **dict.fromkeys(("_grouped_mm", "grouped_mm"), grouped_product),
     **dict.fromkeys(("convolution", "_convolution", "convolution_overrideable"), convolution),
 }
 SIGHTS = dict.fromkeys(("mm", "addmm", "bmm", "linear", "convolution"), 3)
