@@ -223,12 +223,16 @@ def _seen(b: Builder, group: str, norm: str, index: int, start: int, width: int)
 
 
 def generic(model: nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """All weights and statistics random, in evaluation mode."""
+    """All weights and statistics random (by `seed` alone), in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     model = model.to(dtype).eval()
     with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator).to(dtype))
+        for name, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if tensor.dim() > 1:
+                tensor.copy_(noise * (2.0 / tensor[0].numel()) ** 0.5)
+            else:
+                tensor.copy_(0.3 * noise + (1.0 if name.endswith("weight") else 0.0))
         for name, tensor in model.named_buffers():
             if name.endswith("running_var"):
                 tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)

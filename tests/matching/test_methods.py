@@ -110,8 +110,12 @@ def test_one_step_of_weight_matching_is_exact():
 def test_restarts_keep_the_best():
     a, b = handmade.generic(handmade.ResNet(), 1), handmade.generic(handmade.ResNet(), 2)
     spec = handmade.resnet_spec(a)
-    values = [WeightMatching(restarts=n).match(Problem(a, b, spec, seed=3)).objective for n in (1, 4, 8)]
-    assert values == sorted(values) and values[0] < values[2]
+    helped = False
+    for seed in range(4):
+        values = [WeightMatching(restarts=n).match(Problem(a, b, spec, seed=seed)).objective for n in (1, 3, 6)]
+        assert values == sorted(values)
+        helped = helped or values[0] < values[2]
+    assert helped
 
 
 @pytest.mark.parametrize("method", ["correlation", "weight"])
