@@ -125,9 +125,12 @@ def markdown(lines: Sequence[dict[str, Any]], costs: dict[str, dict[str, Any]], 
     for name, cost in costs.items():
         times = f"{cost['align_wall_seconds']:.2f} s | {cost['forward_wall_seconds']:.2f} s"
         out.append(f"| {name} | {times} | {cost['wall_ratio']:.2f} | {cost['processor_ratio']:.2f} |")
-    out += ["", f"{settings['images']} random training images for statistics, as many test images, {settings['draws']} "
-            f"random draw(s) (median, range), t = 0, 0.25, 0.5, 0.75, 1; {settings['machine']}, "
-            f"{settings['threads']} thread(s), torch {settings['torch']}, pyalign {settings['pyalign']}."]
+    out += [
+        "",
+        f"{settings['images']} random training images for statistics, as many test images, {settings['draws']} "
+        f"random draw(s) (median, range), t = 0, 0.25, 0.5, 0.75, 1; {settings['machine']}, "
+        f"{settings['threads']} thread(s), torch {settings['torch']}, pyalign {settings['pyalign']}.",
+    ]
     return "\n".join(out) + "\n"
 
 
@@ -209,9 +212,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Absent as reason:
         print(f"skipped: {reason}")
         return 0
-    settings = {"images": options.images, "batch": options.batch, "draws": options.draws, "seed": options.seed,
-                "machine": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-                "torch": torch.__version__, "pyalign": pyalign.__version__, "python": platform.python_version()}
+    settings = {
+        "images": options.images,
+        "batch": options.batch,
+        "draws": options.draws,
+        "seed": options.seed,
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "pyalign": pyalign.__version__,
+        "python": platform.python_version(),
+    }
     print(write(options.out, rows, costs, settings))
     short = failures(summary(rows), costs)
     for line in short:

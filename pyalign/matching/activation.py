@@ -70,11 +70,23 @@ class ActivationMatching:
             NonFiniteError: An activation is NaN or infinite.
         """
         if problem.data is None:
-            raise InputError("activation matching needs data", expected="an iterable of batches",
-                             do="pass data=, or align by weights: method='weight'")
+            raise InputError(
+                "activation matching needs data",
+                expected="an iterable of batches",
+                do="pass data=, or align by weights: method='weight'",
+            )
         began = time.perf_counter()
-        seen = collect(problem.model_a, problem.model_b, problem.spec, problem.data, observe=self.observe,
-                       sites=self.sites, mask=self.mask, progress=problem.progress, backend=self.backend)
+        seen = collect(
+            problem.model_a,
+            problem.model_b,
+            problem.spec,
+            problem.data,
+            observe=self.observe,
+            sites=self.sites,
+            mask=self.mask,
+            progress=problem.progress,
+            backend=self.backend,
+        )
         collected = time.perf_counter()
         by_group: dict[str, list[Moments]] = {}
         for site, moments in seen.items():

@@ -77,8 +77,12 @@ def align(
     """
     for which, model in (("A", model_a), ("B", model_b)):
         if not isinstance(model, nn.Module):
-            raise InputError(f"model {which} is no module", given=type(model).__name__, expected="a torch.nn.Module",
-                             do="build the model and load its state dict into it first")
+            raise InputError(
+                f"model {which} is no module",
+                given=type(model).__name__,
+                expected="a torch.nn.Module",
+                do="build the model and load its state dict into it first",
+            )
     check_same_architecture(model_a, model_b)
     check_finite(model_a, "A")
     check_finite(model_b, "B")
@@ -99,14 +103,19 @@ def align(
 def _method(method: str | Method, data: Iterable[Any] | None) -> Method:
     if method == "activation":
         if data is None:
-            raise InputError("activation matching needs data", given="data=None", expected="an iterable of batches",
-                             do="pass data, or align by weights: method='weight'")
+            raise InputError(
+                "activation matching needs data",
+                given="data=None",
+                expected="an iterable of batches",
+                do="pass data, or align by weights: method='weight'",
+            )
         return ActivationMatching()
     if method == "weight":
         return WeightMatching()
     if isinstance(method, str) or not callable(getattr(method, "match", None)):
-        raise InputError("unknown method", given=repr(method),
-                         expected="'activation', 'weight' or an object with match(problem)")
+        raise InputError(
+            "unknown method", given=repr(method), expected="'activation', 'weight' or an object with match(problem)"
+        )
     return method
 
 
@@ -151,8 +160,12 @@ def _devices(*models: nn.Module) -> list[int]:
 def _spec(spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dict[str, float]) -> SymmetrySpec:
     if spec is None:
         if inputs is None:
-            raise InputError("nothing to derive the symmetry from", given="neither data, example_inputs nor spec",
-                             expected="one of them", do="pass example_inputs: what you would call the model with")
+            raise InputError(
+                "nothing to derive the symmetry from",
+                given="neither data, example_inputs nor spec",
+                expected="one of them",
+                do="pass example_inputs: what you would call the model with",
+            )
         began = time.perf_counter()
         spec = derive(model, inputs)
         seconds["derive"] = time.perf_counter() - began

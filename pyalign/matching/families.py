@@ -66,12 +66,20 @@ class Families:
         perm, gap = by_blocks(gain, objective.elements, outer, self.backend)
         chosen = (torch.stack(shifts) == perm).long().argmax(0)
         proposal = {g.name: _picked([t[g.name] for t in tried], chosen, outer.size) for g in inner}
-        proposal[outer.name] = ScaledPermutation(perm, None if own is None else
-                                                 signs_of(own.similarity, perm, self.free(outer)))
+        proposal[outer.name] = ScaledPermutation(
+            perm, None if own is None else signs_of(own.similarity, perm, self.free(outer))
+        )
         return proposal, gap
 
-    def _contents(self, objective: Objective, outer: Group, inner: Sequence[Group], shift: Tensor,
-                  known: dict[str, Evidence | None], coupled: Sequence[Term]) -> dict[str, ScaledPermutation]:
+    def _contents(
+        self,
+        objective: Objective,
+        outer: Group,
+        inner: Sequence[Group],
+        shift: Tensor,
+        known: dict[str, Evidence | None],
+        coupled: Sequence[Term],
+    ) -> dict[str, ScaledPermutation]:
         """The best inner orders when the blocks go where `shift` says."""
         elements = {**objective.elements, outer.name: ScaledPermutation(shift)}
         for group in inner:
@@ -95,8 +103,9 @@ class Families:
                     elements[group.name] = self._best(group, elements, Evidence(odd, even))
         return elements
 
-    def _best(self, group: Group, elements: dict[str, ScaledPermutation],
-              evidence: Evidence | None) -> ScaledPermutation:
+    def _best(
+        self, group: Group, elements: dict[str, ScaledPermutation], evidence: Evidence | None
+    ) -> ScaledPermutation:
         structure = group.structure
         assert isinstance(structure, Wreath)
         outer, size = elements[structure.outer].perm, group.size // structure.blocks
@@ -134,8 +143,14 @@ def _coupled(objective: Objective, family: frozenset[str]) -> list[Term]:
     return [t for name in sorted(family) for t in objective.terms[name] if t.joint & family]
 
 
-def _slot_values(objective: Objective, outer: Group, inner: Sequence[Group], elements: dict[str, ScaledPermutation],
-                 known: dict[str, Evidence | None], coupled: Sequence[Term]) -> Tensor:
+def _slot_values(
+    objective: Objective,
+    outer: Group,
+    inner: Sequence[Group],
+    elements: dict[str, ScaledPermutation],
+    known: dict[str, Evidence | None],
+    coupled: Sequence[Term],
+) -> Tensor:
     """What each block contributes with its contents in place; a tensor that several groups share counts once."""
     total = torch.zeros(outer.size, dtype=torch.float64)
     for group in inner:

@@ -47,8 +47,9 @@ class Objective:
         elements: The elements to begin with.
     """
 
-    def __init__(self, spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor],
-                 elements: Elements) -> None:
+    def __init__(
+        self, spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], elements: Elements
+    ) -> None:
         self.spec = spec
         names = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
         self.on = {name: spec.on(name) for name in names}
@@ -129,8 +130,7 @@ class Objective:
     def by_slot(self, term: Term, elements: Elements) -> Tensor:
         """What each slot contributes when everything is in place, shape (n,)."""
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
-        return (term.binding.unfold(self.a[term.binding.tensor]).double()
-                * term.binding.unfold(moved).double()).sum(1)
+        return (term.binding.unfold(self.a[term.binding.tensor]).double() * term.binding.unfold(moved).double()).sum(1)
 
     def cosine(self, group: str) -> float | None:
         """Mean cosine between the matched weights of the units of a group at the present elements."""

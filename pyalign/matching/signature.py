@@ -12,8 +12,9 @@ from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
 __all__ = ["signature_start"]
 
 
-def signature_start(spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor],
-                    backend: str = "auto") -> dict[str, ScaledPermutation]:
+def signature_start(
+    spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], backend: str = "auto"
+) -> dict[str, ScaledPermutation]:
     """Match units by signatures that do not depend on the order of any other group's units.
 
     The signature of a unit is its slice of every tensor, sorted along the axes that other groups permute. For a

@@ -55,8 +55,11 @@ class WeightMatching:
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.sweeps < 1:
-            raise InputError("nothing to search", given=f"restarts={self.restarts}, sweeps={self.sweeps}",
-                             expected="1 or more of each")
+            raise InputError(
+                "nothing to search",
+                given=f"restarts={self.restarts}, sweeps={self.sweeps}",
+                expected="1 or more of each",
+            )
 
     def match(self, problem: Problem) -> Alignment:
         """Search for the elements that bring the weights of model B closest to those of model A."""
@@ -93,13 +96,17 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
-    def _first(self, objective: Objective, state_a: Mapping[str, torch.Tensor],
-               state_b: Mapping[str, torch.Tensor]) -> Elements:
+    def _first(
+        self, objective: Objective, state_a: Mapping[str, torch.Tensor], state_b: Mapping[str, torch.Tensor]
+    ) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
             if self.start.spec.fingerprint != spec.fingerprint:
-                raise MismatchError("the start is an alignment of another architecture",
-                                    given=f"fingerprint {self.start.spec.fingerprint}", expected=spec.fingerprint)
+                raise MismatchError(
+                    "the start is an alignment of another architecture",
+                    given=f"fingerprint {self.start.spec.fingerprint}",
+                    expected=spec.fingerprint,
+                )
             return self.start.transforms
         sorted_weights = signature_start(spec, state_a, state_b, self.backend)
         at_identity = objective.total

@@ -72,8 +72,18 @@ class Builder:
         self.groups[name] = Group(name, size, kind, structure or Flat())
         return name
 
-    def bind(self, tensor: str, axis: int, group: str, side: Side = Side.COVARIANT, role: Role = Role.MATCHED, *,
-             start: int = 0, blocks: int = 1, runs: int = 1) -> None:
+    def bind(
+        self,
+        tensor: str,
+        axis: int,
+        group: str,
+        side: Side = Side.COVARIANT,
+        role: Role = Role.MATCHED,
+        *,
+        start: int = 0,
+        blocks: int = 1,
+        runs: int = 1,
+    ) -> None:
         if tensor in self.state:
             size = self.groups[group].size
             positions = torch.arange(start, start + size * runs).reshape(size, runs)
@@ -162,8 +172,9 @@ def grouped_spec(model: Grouped) -> SymmetrySpec:
     b, blocks = Builder(model), model.spread.groups
     b.group("blocks", blocks)
     stream = b.group("stem", model.stem.out_channels)
-    inside, outside = (b.group(n, model.spread.out_channels, structure=Wreath("blocks", blocks))
-                       for n in ("reduce", "spread"))
+    inside, outside = (
+        b.group(n, model.spread.out_channels, structure=Wreath("blocks", blocks)) for n in ("reduce", "spread")
+    )
     b.out("stem", stream)
     b.into("reduce", stream)
     b.out("reduce", inside)
@@ -215,8 +226,12 @@ def concat_spec(model: Concat) -> SymmetrySpec:
 
 
 def _seen(b: Builder, group: str, norm: str, index: int, start: int, width: int) -> None:
-    for tensor, role in (("weight", Role.MATCHED), ("bias", Role.MATCHED), ("running_mean", Role.TRANSFORMED),
-                         ("running_var", Role.TRANSFORMED)):
+    for tensor, role in (
+        ("weight", Role.MATCHED),
+        ("bias", Role.MATCHED),
+        ("running_mean", Role.TRANSFORMED),
+        ("running_var", Role.TRANSFORMED),
+    ):
         b.bind(f"{norm}.{tensor}", 0, group, role=role, start=start)
     positions = torch.arange(start, start + b.groups[group].size).unsqueeze(1)
     b.site(group, "", index, width=width, positions=positions)

@@ -48,8 +48,12 @@ def test_forms_of_data_give_the_same_alignment():
     a, b = resnets()
     labels = torch.zeros(8, dtype=torch.int64)
     expected = align(a, b, IMAGES)
-    for data in ([(x, labels) for x in IMAGES], (x for x in IMAGES), [{"x": x, "labels": labels} for x in IMAGES],
-                 torch.utils.data.DataLoader(torch.cat(IMAGES), batch_size=8)):
+    for data in (
+        [(x, labels) for x in IMAGES],
+        (x for x in IMAGES),
+        [{"x": x, "labels": labels} for x in IMAGES],
+        torch.utils.data.DataLoader(torch.cat(IMAGES), batch_size=8),
+    ):
         answer = align(a, b, data)
         assert all(torch.equal(e.perm, answer.transforms[n].perm) for n, e in expected.transforms.items())
         assert answer.objective == pytest.approx(expected.objective, rel=1e-12)

@@ -55,8 +55,9 @@ def test_blocks_within_blocks_are_optimal():
     top, middle, inner = Group("t", 2), Group("m", 4, structure=Wreath("t", 2)), Group("i", 8, structure=Wreath("m", 4))
     matrix = random_matrix(8, 5)
     solution = assign_groups([top, middle, inner], {"i": Evidence(matrix)})
-    best = max(along(matrix, q) for p in itertools.permutations(range(2)) for m in inner_perms(p, 2)
-               for q in inner_perms(m, 2))
+    best = max(
+        along(matrix, q) for p in itertools.permutations(range(2)) for m in inner_perms(p, 2) for q in inner_perms(m, 2)
+    )
     assert along(matrix, solution.elements["i"].perm) == pytest.approx(best)
     assert torch.equal(solution.elements["i"].perm.reshape(4, 2)[:, 0] // 2, solution.elements["m"].perm)
 
@@ -71,8 +72,12 @@ def test_groups_without_evidence_stay_within_their_blocks():
 
 
 def test_identity_kind_never_moves():
-    groups = [Group("o", 3, Kind.IDENTITY), Group("a", 6, structure=Wreath("o", 3)),
-              Group("b", 6, Kind.IDENTITY, Wreath("p", 3)), Group("p", 3)]
+    groups = [
+        Group("o", 3, Kind.IDENTITY),
+        Group("a", 6, structure=Wreath("o", 3)),
+        Group("b", 6, Kind.IDENTITY, Wreath("p", 3)),
+        Group("p", 3),
+    ]
     matrix = random_matrix(6, 1)
     groups = [groups[0], groups[3], groups[1], groups[2]]
     solution = assign_groups(groups, {"a": Evidence(matrix), "b": Evidence(matrix)})

@@ -100,8 +100,11 @@ def test_one_step_of_weight_matching_is_exact():
 
     def value(perm):
         p = list(perm)
-        return float((a.layers[0].weight * b.layers[0].weight[p]).sum() + (a.layers[0].bias * b.layers[0].bias[p]).sum()
-                     + (a.head.weight * b.head.weight[:, p]).sum())
+        return float(
+            (a.layers[0].weight * b.layers[0].weight[p]).sum()
+            + (a.layers[0].bias * b.layers[0].bias[p]).sum()
+            + (a.head.weight * b.head.weight[:, p]).sum()
+        )
 
     with torch.no_grad():
         assert answer.objective == pytest.approx(max(map(value, itertools.permutations(range(5)))), rel=1e-5)
@@ -158,8 +161,9 @@ def test_groups_that_are_never_seen_stay_and_are_named():
     model = handmade.generic(handmade.MLP(), 1)
     spec = handmade.mlp_spec(model)
     unseen = type(spec)(spec.groups, spec.bindings, spec.sites_of("layers.0"), shapes=spec.shapes)
-    answer = ActivationMatching().match(Problem(model, handmade.generic(handmade.MLP(), 2), unseen,
-                                                handmade.batches(60, 6)))
+    answer = ActivationMatching().match(
+        Problem(model, handmade.generic(handmade.MLP(), 2), unseen, handmade.batches(60, 6))
+    )
     assert answer.transforms["layers.1"].is_identity and not answer.transforms["layers.0"].is_identity
     assert any("'layers.1'" in note for note in answer.notes)
 

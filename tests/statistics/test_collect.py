@@ -119,8 +119,10 @@ def test_units_of_a_part_of_an_axis_and_units_with_several_entries():
     x = handmade.batches(50, 12)[0]
     runs = torch.arange(8).reshape(4, 2)
     scattered = torch.tensor([[11], [3], [7]])
-    seen = [site("runs", "", "aten.relu.default", width=12, positions=runs),
-            site("scattered", "", "aten.relu.default", width=12, positions=scattered)]
+    seen = [
+        site("runs", "", "aten.relu.default", width=12, positions=runs),
+        site("scattered", "", "aten.relu.default", width=12, positions=scattered),
+    ]
     found = collect(a, a, spec_of(a, *seen), [x])
     h = F.relu(x)
     check(found[seen[0]], *[h[:, :8].reshape(50, 4, 2).movedim(1, -1).reshape(100, 4)] * 2)
