@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import torch
 import torch.utils.dlpack
@@ -12,11 +13,15 @@ from torch import Tensor
 from pyalign.engine import outcomes
 from pyalign.engine.reference import cross_moments as reference_moments
 
+_ROOT = Path(__file__).resolve().parents[2]
+
 try:
     _cpu = import_module("pyalign._cpu")  # by name: the rooms above must not be imported with the package
 except ImportError as failure:  # a build without the module, or one for another Python
-    MISSING = (
-        f"the compiled module pyalign._cpu cannot be imported ({failure}); reinstall pyalign-nn with a C++ compiler"
+    MISSING = f"the compiled module pyalign._cpu cannot be imported ({failure}); " + (
+        f"{_ROOT} is a source folder that hides the installed package: run elsewhere, or install with pip install -e"
+        if (_ROOT / "CMakeLists.txt").exists()
+        else "reinstall pyalign-nn with a C++ compiler"
     )
 else:
     MISSING = ""

@@ -6,6 +6,7 @@ import logging
 import math
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -179,13 +180,18 @@ def test_doctor_tells_versions_build_and_backends(capsys):
 
 
 def test_python_m_pyalign_is_the_same_command():
-    done = subprocess.run([sys.executable, "-m", "pyalign", "doctor", "--json"], capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyalign", "doctor", "--json"],
+        capture_output=True,
+        check=True,
+        cwd=tempfile.gettempdir(),
+    )
     assert json.loads(done.stdout)["python"] == sys.version.split()[0]
 
 
 def test_a_reader_that_stops_early_is_no_error():
     command = f"{sys.executable} -m pyalign derive --model pyalign.demo:network --shape 2,1,8,8 | head -c 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, cwd=tempfile.gettempdir())
     assert done.returncode == 0 and done.stdout and b"Traceback" not in done.stderr
 
 

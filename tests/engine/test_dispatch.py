@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import pytest
@@ -88,6 +89,10 @@ def test_missing_module_falls_back_with_one_warning():
             raise AssertionError("a named backend must not fall back")
     """
     result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tempfile.gettempdir(),
     )
     assert result.returncode == 0, result.stderr
