@@ -88,7 +88,8 @@ def check_finite(model: nn.Module, which: str) -> None:
 def _count_bad(tensor: Tensor) -> int:
     if not tensor.is_floating_point():
         return 0
-    return int((~torch.isfinite(tensor)).sum())
+    # The sum is finite only if every entry is, and takes a tenth of the time of looking at each.
+    return 0 if bool(torch.isfinite(tensor.sum())) else int((~torch.isfinite(tensor)).sum())
 
 
 def _mismatch(what: str, given: str, expected: str) -> MismatchError:

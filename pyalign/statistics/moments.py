@@ -171,7 +171,8 @@ class Moments:
         """Pearson correlation, shape (d_a, d_b), float64; 0 where a unit is dead, never NaN."""
         scale_a = torch.where(self.constant_a, 0.0, self.variance_a.rsqrt())
         scale_b = torch.where(self.constant_b, 0.0, self.variance_b.rsqrt())
-        return (scale_a.unsqueeze(1) * self.covariance() * scale_b).clamp(-1.0, 1.0)
+        product = self._record.comoment * (scale_a / self._samples()).unsqueeze(1)
+        return product.mul_(scale_b).clamp_(-1.0, 1.0)
 
     def second_moment(self) -> Tensor:
         """Mean of the products x_i * y_j, uncentred, shape (d_a, d_b), float64."""
