@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyalign.errors import DataError, MismatchError, NonFiniteError, PyalignError, PyalignWarning
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
+from pyalign.statistics.heap import keep_heap
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.observe import Held, Key, observing
 from pyalign.statistics.sites import SITES, UnitView, choose_sites
@@ -92,6 +93,7 @@ class _Collector:
         self.before = {s.key for s in sites if observe == "before" and s.nonlinear}
         self.after = set(self.sites) - self.before
         self.expected: set[Key] | None = None
+        self.heap: Tensor | None = None
 
     def batch(self, model_a: nn.Module, model_b: nn.Module, inputs: Any, mask: Tensor | None, index: int) -> None:
         """Run both models on one batch and add what is seen."""
@@ -115,6 +117,7 @@ class _Collector:
             raise _changed(held.keys[0], f"model A reaches it in batch {index}, model B does not")
         if self.expected is None:
             self.expected = reached
+            self.heap = keep_heap(2 * held.total + 4 * held.largest, held.largest)
         for key in sorted(self.expected ^ seen):
             raise _changed(key, f"batch {index} {'reaches' if key in seen else 'does not reach'} it, unlike batch 0")
 

@@ -26,9 +26,13 @@ class Held:
     def __init__(self) -> None:
         self._tensors: dict[Key, Tensor] = {}
         self._shared: dict[int, list[Key]] = {}
+        self.largest = self.total = 0
 
     def keep(self, key: Key, tensor: Tensor) -> None:
         """Remember a tensor as it is now."""
+        if tensor.device.type == "cpu":
+            size = tensor.numel() * tensor.element_size()
+            self.largest, self.total = max(self.largest, size), self.total + size
         self._tensors[key] = tensor
         self._shared.setdefault(_storage(tensor), []).append(key)
 

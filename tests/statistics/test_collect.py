@@ -296,3 +296,15 @@ def test_fewer_samples_than_units_is_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", PyalignWarning)
         collect(a, b, handmade.mlp_spec(a), handmade.batches(20, 6, count=1))
+
+
+def test_without_room_for_the_heap_block_all_goes_on(monkeypatch):
+    from pyalign.statistics import heap
+
+    assert heap.keep_heap(0, 0) is None and heap.keep_heap(1 << 40, heap.LARGEST + 1) is None
+
+    def refuse(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(heap.torch, "empty", refuse)
+    assert heap.keep_heap(1 << 20, 1 << 10) is None
