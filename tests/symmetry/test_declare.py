@@ -98,3 +98,22 @@ def test_spec_survives_json() -> None:
     assert again.to_dict() == spec.to_dict()
     assert again.fingerprint == spec.fingerprint
     assert again.fingerprint != pyalign.declare(network(), AXES).fingerprint
+
+
+def test_sites_count_operators_on_constants_too() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 9), nn.Linear(9, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            offset = torch.relu(torch.ones(6))
+            return self.b(torch.relu(self.a(torch.relu(x) + offset)))
+
+    torch.manual_seed(0)
+    model, x = Shifted(), torch.randn(400, 6)
+    spec = pyalign.derive(model, x[:4])
+    assert [site.index for site in spec.sites_of("a")] == [2]
+    moved = spec.random(0, Kind.PERMUTATION).apply(model)
+    back = pyalign.align(model, moved, [x], spec=spec).apply(moved)
+    assert torch.equal(back.a.weight, model.a.weight)

@@ -29,7 +29,7 @@ logger = logging.getLogger("pyalign")
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an operator: its base name, arguments, result and place."""
+    """One call of an operator: its base name, arguments, result, place, and number among the like in that place."""
 
     name: str
     func: Any
@@ -37,6 +37,7 @@ class Call:
     kwargs: dict[str, Any]
     out: Any
     place: str
+    index: int = 0
 
     def get(self, position: int, keyword: str, default: Any = None) -> Any:
         """An argument by position or keyword."""
@@ -90,9 +91,10 @@ class Trace(TorchDispatchMode):
         seen = args
         if in_place and isinstance(args[0], Tensor) and self.label(args[0]) is None:
             seen = (args[0].clone(), *args[1:])
+        index = self._count(func, name[:-1] if in_place else name)
         out = func(*args, **kwargs)
         base = name[:-1] if in_place else name
-        call = Call(base, func, seen, kwargs, out, self.scope.current[0])
+        call = Call(base, func, seen, kwargs, out, self.scope.current[0], index)
         inputs = [t for t in tensors_of([args, kwargs]) if self.label(t) is not None]
         self.used.update(self._sources.get(_geometry(t), 0) for t in inputs)
         if base in CONSTANT:
@@ -102,6 +104,14 @@ class Trace(TorchDispatchMode):
         elif inputs:
             self._label(call, in_place)
         return out
+
+    def _count(self, func: Any, base: str) -> int:
+        """How many calls of this operator came before in this call of the module, those on constants included."""
+        if base not in SIGHTS:
+            return 0
+        key = (*self.scope.current, str(func))
+        self._counts[key] += 1
+        return self._counts[key] - 1
 
     def label(self, tensor: Tensor) -> Label | None:
         """The label of a tensor, or None for a constant."""
@@ -231,13 +241,10 @@ class Trace(TorchDispatchMode):
         rank = SIGHTS.get(call.name)
         if rank is None or not outputs:
             return
-        name, number = self.scope.current
-        key = (name, number, str(call.func))
-        index = self._counts[key]
-        self._counts[key] += 1
+        key = (*self.scope.current, str(call.func))
         axes = [(plane.dims[0], plane) for plane in results[0] if len(plane.dims) == 1]
         if outputs[0].is_floating_point():
-            self.sights.extend(Sight((*key, index), axis, plane, rank) for axis, plane in axes)
+            self.sights.extend(Sight((*key, call.index), axis, plane, rank) for axis, plane in axes)
 
 
 class Escapes(TorchFunctionMode):
