@@ -9,6 +9,7 @@
 #include <vector>
 
 #if !defined(_WIN32)
+#include <dlfcn.h>
 #include <pthread.h>
 #endif
 
@@ -30,6 +31,67 @@ uint64_t thread_id() {
     return this_thread_id;
 }
 
+// The OpenMP runtime that torch runs on, where the process has one. Its threads spin for a while after each of torch's
+// operations; work that woke threads of our own would fight with them for the cores.
+using OpenMPParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+std::atomic<bool> forked{false};  // a forked child has none of the runtime's threads, and the runtime does not know
+
+OpenMPParallel openmp_parallel() {
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)
+    static const auto parallel = reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    return forked.load(std::memory_order_relaxed) ? nullptr : parallel;
+#else
+    return nullptr;
+#endif
+}
+
+// One piece of work, whoever runs it: worker 0 is the caller's, the others go to the threads that come, in order.
+class Job {
+  public:
+    Job(int workers, const std::function<void(int)>& body) : workers_(workers), pending_(workers), body_(body) {}
+
+    int workers() const { return workers_; }
+
+    void call(int worker) {
+        try {
+            body_(worker);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (!failure_) failure_ = std::current_exception();
+        }
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (--pending_ == 0) done_.notify_all();
+    }
+
+    void call_the_rest() {
+        for (int worker = next_.fetch_add(1); worker < workers_; worker = next_.fetch_add(1)) call(worker);
+    }
+
+    // For the caller, after its own share: until the others are done, with signals looked after.
+    void wait(Interrupt& interrupt) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return pending_ == 0; })) {
+            lock.unlock();
+            interrupt.stopped();
+            lock.lock();
+        }
+    }
+
+    void rethrow() const {
+        if (failure_) std::rethrow_exception(failure_);
+    }
+
+  private:
+    const int workers_;
+    int pending_;
+    std::atomic<int> next_{1};
+    const std::function<void(int)>& body_;
+    std::mutex mutex_;
+    std::condition_variable done_;
+    std::exception_ptr failure_;
+};
+
 // Threads wait for a new generation of work. The pool is never destroyed: at exit its threads sleep, and a forked child
 // forgets the parent's pool, whose threads it does not have.
 class Pool {
@@ -37,72 +99,68 @@ class Pool {
     bool try_acquire() { return !busy_.test_and_set(std::memory_order_acquire); }
     void release() { busy_.clear(std::memory_order_release); }
 
-    void run(int workers, const std::function<void(int)>& body, Interrupt& interrupt) {
+    void run(Job& job, Interrupt& interrupt) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (static_cast<int>(threads_) < workers - 1) {
+            while (threads_ < job.workers() - 1) {
                 const int worker = ++threads_;
                 std::thread([this, worker, seen = generation_] { serve(worker, seen); }).detach();
             }
-            body_ = &body;
-            workers_ = workers;
-            pending_ = workers - 1;
-            failure_ = nullptr;
+            job_ = &job;
             ++generation_;
         }
         wake_.notify_all();
-        call(body, 0);
-        std::unique_lock<std::mutex> lock(mutex_);
-        while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return pending_ == 0; })) {
-            lock.unlock();
-            interrupt.stopped();
-            lock.lock();
-        }
-        body_ = nullptr;
-        if (failure_) std::rethrow_exception(failure_);
+        job.call(0);
+        job.wait(interrupt);
     }
 
   private:
-    void call(const std::function<void(int)>& body, int worker) {
-        try {
-            body(worker);
-        } catch (...) {
-            std::lock_guard<std::mutex> lock(mutex_);
-            if (!failure_) failure_ = std::current_exception();
-        }
-    }
-
     void serve(int worker, uint64_t seen) {
         for (;;) {
-            const std::function<void(int)>* body = nullptr;
+            Job* job = nullptr;
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_ != seen; });
                 seen = generation_;
-                if (worker < workers_) body = body_;
+                if (worker < job_->workers()) job = job_;
             }
-            if (!body) continue;
-            call(*body, worker);
-            std::lock_guard<std::mutex> lock(mutex_);
-            if (--pending_ == 0) done_.notify_all();
+            if (job) job->call(worker);
         }
     }
 
     std::atomic_flag busy_ = ATOMIC_FLAG_INIT;
     std::mutex mutex_;
-    std::condition_variable wake_, done_;
-    const std::function<void(int)>* body_ = nullptr;
-    std::exception_ptr failure_;
+    std::condition_variable wake_;
+    Job* job_ = nullptr;
     uint64_t generation_ = 0;
-    int threads_ = 0, workers_ = 0, pending_ = 0;
+    int threads_ = 0;
 };
+
+void run_on_openmp(OpenMPParallel parallel, Job& job, Interrupt& interrupt) {
+    struct Share {
+        Job& job;
+        Interrupt& interrupt;
+        uint64_t caller;
+    } share{job, interrupt, thread_id()};
+    const auto work = [](void* data) {
+        const Share& mine = *static_cast<Share*>(data);
+        if (thread_id() == mine.caller) {
+            mine.job.call(0);
+            mine.job.call_the_rest();  // the runtime may give fewer threads than asked for
+            mine.job.wait(mine.interrupt);
+        } else {
+            mine.job.call_the_rest();
+        }
+    };
+    parallel(work, &share, static_cast<unsigned>(job.workers()), 0);
+}
 
 std::atomic<Pool*> pool{nullptr};
 
 Pool& the_pool() {
     static const bool registered = [] {
 #if !defined(_WIN32)
-        pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });
+        pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr), forked.store(true); });
 #endif
         return true;
     }();
@@ -132,15 +190,21 @@ bool Interrupt::stopped() {
 }
 
 void run_on_threads(int workers, const std::function<void(int)>& body, Interrupt& interrupt) {
-    if (workers > 1 && the_pool().try_acquire()) {
-        struct Release {
-            Pool& held;
-            ~Release() { held.release(); }
-        } guard{the_pool()};
-        guard.held.run(workers, body, interrupt);
+    if (workers <= 1 || !the_pool().try_acquire()) {
+        for (int worker = 0; worker < workers; ++worker) body(worker);
         return;
     }
-    for (int worker = 0; worker < workers; ++worker) body(worker);
+    struct Release {
+        Pool& held;
+        ~Release() { held.release(); }
+    } guard{the_pool()};
+    Job job(workers, body);
+    if (const OpenMPParallel parallel = openmp_parallel()) {
+        run_on_openmp(parallel, job, interrupt);
+    } else {
+        guard.held.run(job, interrupt);
+    }
+    job.rethrow();
 }
 
 void run_each(int threads, int64_t count, Interrupt& interrupt, const std::function<void(int64_t)>& body) {

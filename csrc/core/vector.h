@@ -13,6 +13,15 @@
 #define PYALIGN_INLINE static inline __attribute__((always_inline))
 #endif
 
+// Before a loop of few, constant rounds: its arrays of vectors then live in registers.
+#if defined(__clang__)
+#define PYALIGN_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define PYALIGN_UNROLL _Pragma("GCC unroll 16")
+#else
+#define PYALIGN_UNROLL
+#endif
+
 #if defined(__GNUC__)
 #define PYALIGN_PREFETCH(address) __builtin_prefetch(address, 1)
 #else
@@ -106,16 +115,16 @@ PYALIGN_INLINE T sum_of(typename VectorOf<T>::type value) {
 
 // The four horizontal sums of four vectors.
 PYALIGN_INLINE void sums_of(VectorF v0, VectorF v1, VectorF v2, VectorF v3, float* sums) {
-#if defined(PYALIGN_HAS_AVX)
 #if defined(__AVX512F__)
-    const auto fold = [](VectorF v) __attribute__((always_inline)) {
-        const __m512 wide = (__m512)v;
-        return _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
+    const auto pairs = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+        return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     };
-#else
-    const auto fold = [](VectorF v) __attribute__((always_inline)) { return (__m256)v; };
-#endif
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(fold(v0), fold(v1)), _mm256_hadd_ps(fold(v2), fold(v3)));
+    const __m512 p = pairs((__m512)v0, (__m512)v1), q = pairs((__m512)v2, (__m512)v3);
+    const __m512 lanes = _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x44), _mm512_shuffle_ps(p, q, 0xee));
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(PYALIGN_HAS_AVX)
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps((__m256)v0, (__m256)v1), _mm256_hadd_ps((__m256)v2, (__m256)v3));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 #else
     sums[0] = sum_of<float>(v0);

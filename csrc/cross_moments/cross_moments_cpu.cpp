@@ -2,15 +2,16 @@
 // the threads share each tile and then the rows of the product, and a first pass looks for NaN so that a failure
 // changes nothing.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <memory>
-#include <new>
-#include <numeric>
 #include <vector>
 
+#include "core/scratch.h"
 #include "core/simd.h"
 #include "cross_moments/cross_moments.h"
 #include "cross_moments/cross_moments_kernels.h"
+#include "cross_moments/samples.h"
 
 namespace pyalign {
 namespace {
@@ -18,101 +19,29 @@ namespace {
 constexpr int64_t kPrivateEntries = 1 << 18;  // largest product that every thread may hold for itself: 2 MB
 constexpr int64_t kRowChunk = 48;             // rows handed to a thread at once, a multiple of the kernels' blocks
 
-// The sample axes of both streams and the mask, merged where all of them allow it; the last axis runs fastest.
-struct Samples {
-    std::vector<int64_t> extent, x, y, mask;
-    int64_t count = 1;
-};
-
-struct Run {
-    int64_t x, y, length;  // offsets in elements
-};
-
 int64_t item_size(DType dtype) {
     return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-}
-
-Samples sample_axes(const MomentInput& in) {
-    std::vector<int64_t> extent, x, y, mask, order;
-    for (int64_t dx = 0, dy = 0, ds = 0; dx < in.x.dim(); ++dx) {
-        if (dx == in.axis_x) continue;
-        if (dy == in.axis_y) ++dy;
-        if (in.x.shape[dx] != 1) {
-            extent.push_back(in.x.shape[dx]);
-            x.push_back(in.x.strides[dx]);
-            y.push_back(in.y.strides[dy]);
-            mask.push_back(in.mask.data ? in.mask.strides[ds] : 0);
-        }
-        ++dy;
-        ++ds;
-    }
-    order.resize(extent.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int64_t p, int64_t q) { return x[p] > x[q]; });
-    Samples merged;
-    for (int64_t d : order) {
-        merged.count *= extent[d];
-        const bool joins = !merged.extent.empty() && merged.x.back() == extent[d] * x[d] &&
-                           merged.y.back() == extent[d] * y[d] && merged.mask.back() == extent[d] * mask[d];
-        if (joins) {
-            merged.extent.back() *= extent[d];
-            merged.x.back() = x[d], merged.y.back() = y[d], merged.mask.back() = mask[d];
-        } else {
-            merged.extent.push_back(extent[d]);
-            merged.x.push_back(x[d]), merged.y.push_back(y[d]), merged.mask.push_back(mask[d]);
-        }
-    }
-    if (merged.extent.empty()) merged.extent = {1}, merged.x = {1}, merged.y = {1}, merged.mask = {1};
-    return merged;
-}
-
-// The pieces of samples [first, last) that lie one stride apart and are not masked; gives how many samples they hold.
-int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64_t last, std::vector<Run>& runs) {
-    runs.clear();
-    const int64_t inner = static_cast<int64_t>(samples.extent.size()) - 1;
-    int64_t kept = 0;
-    for (int64_t at = first; at < last;) {
-        int64_t rest = at / samples.extent[inner];
-        const int64_t start = at % samples.extent[inner];
-        int64_t x = start * samples.x[inner], y = start * samples.y[inner], m = start * samples.mask[inner];
-        for (int64_t d = inner - 1; d >= 0; --d) {
-            const int64_t index = rest % samples.extent[d];
-            rest /= samples.extent[d];
-            x += index * samples.x[d], y += index * samples.y[d], m += index * samples.mask[d];
-        }
-        const int64_t length = std::min(last - at, samples.extent[inner] - start);
-        if (!mask) {
-            runs.push_back({x, y, length});
-            kept += length;
-        }
-        for (int64_t s = 0; mask && s < length;) {
-            int64_t end = s;
-            while (end < length && mask[m + end * samples.mask[inner]]) ++end;
-            if (end > s) runs.push_back({x + s * samples.x[inner], y + s * samples.y[inner], end - s});
-            kept += end - s;
-            s = end + 1;
-        }
-        at += length;
-    }
-    return kept;
 }
 
 // One stream's share of a tile: its rows, and what centring them found.
 template <typename Real>
 struct StreamTile {
-    StreamTile(int64_t units_, int64_t ld_) : units(units_), ld(ld_) {
-        const int64_t padded = (units + 11) / 12 * 12, spare = 64 / static_cast<int64_t>(sizeof(Real));
+    StreamTile(int64_t units_, int64_t ld_)
+        : units(units_), ld(ld_), storage(static_cast<size_t>(padded_rows(units_) * ld_) * sizeof(Real)) {
+        const int64_t padded = padded_rows(units);
+        rows = storage.template as<Real>();
         // Only the rows that pad the last block are cleared; the others are filled before they are read.
-        storage.reset(new Real[static_cast<size_t>(padded * ld + spare)]);
-        const auto address = reinterpret_cast<uintptr_t>(storage.get());
-        rows = storage.get() + ((64 - address % 64) % 64) / sizeof(Real);
         std::fill(rows + units * ld, rows + padded * ld, Real(0));
-        for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(units, 0.0);
+        for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(padded, 0.0);
+        sums.resize(units);
     }
 
+    static int64_t padded_rows(int64_t units) { return (units + 11) / 12 * 12; }
+
     int64_t units, ld;
-    std::unique_ptr<Real[]> storage;
+    Scratch storage;
     Real* rows;
+    std::vector<RowSums<Real>> sums;
     std::vector<double> mean, residual, square, scale, lift, delta, drop;
 };
 
@@ -137,6 +66,7 @@ class Work {
     bool run(const MomentRecord& record, int threads) {
         if (samples_.count == 0) return true;
         const int64_t entries = n_ * m_ + (in_.full ? n_ * n_ + m_ * m_ : 0);
+        if (tiles_ < 4 * threads && entries > (1 << 12)) return run_shared(record, threads);
         return entries <= kPrivateEntries ? run_private(record, threads) : run_shared(record, threads);
     }
 
@@ -183,31 +113,47 @@ class Work {
     }
 
     bool run_shared(const MomentRecord& record, int threads) {
+        // Nothing may fail once the record is written to: several tiles are looked through first.
+        if (tiles_ > 1 && !summable_shared(threads)) return false;
         StreamTile<Real> a(n_, ld_), b(m_, ld_);
         std::vector<Run> runs;
-        Interrupt no_interrupt(nullptr);  // once it writes to the record, it finishes
-        for (int pass = 0; pass < 2; ++pass) {
-            Interrupt& interrupt = pass == 0 ? interrupt_ : no_interrupt;
-            for (int64_t t = 0; t < tiles_; ++t) {
-                const int64_t kept = list(t, runs);
-                if (kept == 0) continue;
-                if (pass == 0 || tiles_ > 1) pack_shared(a, b, runs, kept, threads, interrupt);
-                if (interrupt.stopped()) return false;
-                if (pass == 0) {
-                    if (!finite(a) || !finite(b)) return false;
-                    continue;
-                }
-                begin_merge(record, a, b, kept);
-                const int64_t chunks = (n_ + kRowChunk - 1) / kRowChunk;
-                run_each(threads, chunks, interrupt, [&](int64_t chunk) {
-                    add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk));
-                });
-                if (in_.full) add_full_shared(record, a, b, kept, threads, interrupt);
-            }
+        Interrupt no_interrupt(nullptr);
+        for (int64_t t = 0; t < tiles_; ++t) {
+            const int64_t kept = list(t, runs);
+            if (kept == 0) continue;
+            pack_shared(a, b, runs, kept, threads, no_interrupt);
+            if (tiles_ == 1 && !(finite(a) && finite(b))) return false;
+            begin_merge(record, a, b, kept);
+            run_each(threads, row_chunks(n_), no_interrupt, [&](int64_t chunk) {
+                add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk));
+            });
+            if (in_.full) add_full_shared(record, a, b, kept, threads, no_interrupt);
         }
         if (in_.full) mirror(record);
         return true;
     }
+
+    bool summable_shared(int threads) {
+        std::atomic<bool> all{true};
+        run_each(threads, tiles_, interrupt_, [&](int64_t t) {
+            std::vector<Run> runs;
+            list(t, runs);
+            for (const Run& run : runs) {
+                if (!summable(in_.x, in_.axis_x, run.x, samples_.x.back(), run.length) ||
+                    !summable(in_.y, in_.axis_y, run.y, samples_.y.back(), run.length)) {
+                    all = false;
+                }
+            }
+        });
+        return all && !interrupt_.stopped();
+    }
+
+    bool summable(const TensorView& view, int64_t axis, int64_t offset, int64_t stride, int64_t length) const {
+        return kernels_.summable(view.dtype, static_cast<const char*>(view.data) + offset * item_size(view.dtype),
+                                 view.strides[axis], stride, view.shape[axis], length);
+    }
+
+    static int64_t row_chunks(int64_t units) { return (units + kRowChunk - 1) / kRowChunk; }
 
     int64_t list(int64_t t, std::vector<Run>& runs) const {
         const bool* mask = static_cast<const bool*>(in_.mask.data);
@@ -223,11 +169,12 @@ class Work {
         for (const Run& run : runs) {
             const int64_t offset = (first ? run.x : run.y) + begin * unit_stride;
             kernels_.fill(view.dtype, static_cast<const char*>(view.data) + offset * item_size(view.dtype), unit_stride,
-                          stride, end - begin, run.length, tile.rows + begin * ld_ + at, ld_);
+                          stride, end - begin, run.length, at == 0, tile.rows + begin * ld_ + at, ld_,
+                          tile.sums.data() + begin);
             at += run.length;
         }
         for (int64_t u = begin; u < end; ++u) {
-            const RowStats stats = kernels_.center(tile.rows + u * ld_, kept, length(kept));
+            const RowStats stats = kernels_.center(tile.rows + u * ld_, kept, length(kept), tile.sums[u]);
             tile.mean[u] = stats.mean, tile.residual[u] = stats.residual;
             tile.square[u] = stats.square, tile.scale[u] = stats.scale;
         }
@@ -235,7 +182,7 @@ class Work {
 
     void pack_shared(StreamTile<Real>& a, StreamTile<Real>& b, const std::vector<Run>& runs, int64_t kept, int threads,
                      Interrupt& interrupt) {
-        const int64_t of_a = (n_ + kRowChunk - 1) / kRowChunk, of_b = (m_ + kRowChunk - 1) / kRowChunk;
+        const int64_t of_a = row_chunks(n_), of_b = row_chunks(m_);
         run_each(threads, of_a + of_b, interrupt, [&](int64_t chunk) {
             const bool first = chunk < of_a;
             const int64_t begin = (first ? chunk : chunk - of_a) * kRowChunk;
@@ -307,10 +254,9 @@ class Work {
     void add_full_shared(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
                          int threads, Interrupt& interrupt) const {
         for (const auto& [tile, square] : {std::pair(&a, record.square_a), std::pair(&b, record.square_b)}) {
-            run_each(threads, (tile->units + kRowChunk - 1) / kRowChunk, interrupt,
-                     [&, tile = tile, square = square](int64_t c) {
-                         add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
-                     });
+            run_each(threads, row_chunks(tile->units), interrupt, [&, tile = tile, square = square](int64_t c) {
+                add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
+            });
         }
     }
 

@@ -2,6 +2,8 @@
 // Rows stay (units, samples) and the product runs along samples, so that NCHW activations need no transpose.
 #include "cross_moments/cross_moments_kernels.h"
 
+#include <type_traits>
+
 #include "core/vector.h"
 
 namespace pyalign {
@@ -9,6 +11,7 @@ namespace PYALIGN_SIMD {
 namespace {
 
 constexpr int64_t kSquare = 16;  // units and samples of a block that is transposed at once
+constexpr int64_t kFew = 64;     // samples that choose a row's shift
 
 #if defined(PYALIGN_HAS_AVX)
 PYALIGN_INLINE __m256 load_eight(const float* from) {
@@ -70,46 +73,6 @@ bool fill_transposed(const From*, int64_t, int64_t, int64_t, Real*, int64_t) {
     return false;
 }
 
-template <typename From, typename Real>
-void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
-               Real* tile, int64_t ld) {
-    if (sample_stride == 1) {
-        for (int64_t u = 0; u < units; ++u) {
-            const From* from = source + u * unit_stride;
-            Real* to = tile + u * ld;
-            for (int64_t s = 0; s < samples; ++s) to[s] = static_cast<Real>(widen(from[s]));
-        }
-        return;
-    }
-    if (unit_stride == 1 && fill_transposed(source, sample_stride, units, samples, tile, ld)) return;
-    for (int64_t u0 = 0; u0 < units; u0 += kSquare) {
-        const int64_t u1 = u0 + kSquare < units ? u0 + kSquare : units;
-        for (int64_t s0 = 0; s0 < samples; s0 += kSquare) {
-            const int64_t s1 = s0 + kSquare < samples ? s0 + kSquare : samples;
-            for (int64_t u = u0; u < u1; ++u) {
-                for (int64_t s = s0; s < s1; ++s) {
-                    tile[u * ld + s] = static_cast<Real>(widen(source[u * unit_stride + s * sample_stride]));
-                }
-            }
-        }
-    }
-}
-
-template <typename Real>
-void fill(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
-          Real* tile, int64_t ld) {
-    switch (dtype) {
-        case DType::f64:
-            return fill_from(static_cast<const double*>(source), unit_stride, sample_stride, units, samples, tile, ld);
-        case DType::f16:
-            return fill_from(static_cast<const Half*>(source), unit_stride, sample_stride, units, samples, tile, ld);
-        case DType::bf16:
-            return fill_from(static_cast<const BFloat*>(source), unit_stride, sample_stride, units, samples, tile, ld);
-        default:
-            return fill_from(static_cast<const float*>(source), unit_stride, sample_stride, units, samples, tile, ld);
-    }
-}
-
 // Four accumulators of vectors: the sums run in parallel and each adds few terms, so rounding stays near one unit.
 template <typename Real>
 Real row_sum(const Real* row, int64_t samples) {
@@ -125,9 +88,9 @@ Real row_sum(const Real* row, int64_t samples) {
     return total;
 }
 
-// Subtracts shift, multiplies by factor; gives the sum and the sum of squares of the new entries.
+// to = (from - shift) * factor; adds the sum and the sum of squares of the new entries. From may be to.
 template <typename Real>
-void shift_row(Real* row, int64_t samples, Real shift, Real factor, double* sum, double* square) {
+void shift_row(const Real* from, Real* to, int64_t samples, Real shift, Real factor, double* sum, double* square) {
     typedef typename VectorOf<Real>::type Vector;
     constexpr int lanes = Lanes<Real>::count;
     const Vector shifts = broadcast(shift), factors = broadcast(factor);
@@ -135,28 +98,131 @@ void shift_row(Real* row, int64_t samples, Real shift, Real factor, double* sum,
     int64_t s = 0;
     for (; s + 2 * lanes <= samples; s += 2 * lanes) {
         for (int k = 0; k < 2; ++k) {
-            const Vector entry = (load(row + s + k * lanes) - shifts) * factors;
-            store(row + s + k * lanes, entry);
+            const Vector entry = (load(from + s + k * lanes) - shifts) * factors;
+            store(to + s + k * lanes, entry);
             sums[k] += entry;
             squares[k] += entry * entry;
         }
     }
-    *sum = sum_of<Real>(sums[0] + sums[1]);
-    *square = sum_of<Real>(squares[0] + squares[1]);
+    *sum += sum_of<Real>(sums[0] + sums[1]);
+    *square += sum_of<Real>(squares[0] + squares[1]);
     for (; s < samples; ++s) {
-        row[s] = (row[s] - shift) * factor;
-        *sum += row[s];
-        *square += static_cast<double>(row[s]) * row[s];
+        to[s] = (from[s] - shift) * factor;
+        *sum += to[s];
+        *square += static_cast<double>(to[s]) * to[s];
+    }
+}
+
+// The mean of a few samples is near enough to the mean of all of them, unless `center` finds otherwise.
+template <typename Real>
+PYALIGN_INLINE RowSums<Real> start(const Real* row, int64_t samples) {
+    const int64_t few = samples < kFew ? samples : kFew;
+    return {row_sum(row, few) / static_cast<Real>(few), 0.0, 0.0};
+}
+
+template <typename From, typename Real>
+void fill_rows(const From* source, int64_t unit_stride, int64_t units, int64_t samples, bool first, Real* tile,
+               int64_t ld, RowSums<Real>* sums) {
+    for (int64_t u = 0; u < units; ++u) {
+        const From* from = source + u * unit_stride;
+        Real* to = tile + u * ld;
+        if constexpr (std::is_same_v<From, Real>) {
+            if (first) sums[u] = start(from, samples);
+            shift_row(from, to, samples, sums[u].shift, Real(1), &sums[u].sum, &sums[u].square);
+        } else {
+            for (int64_t s = 0; s < samples; ++s) to[s] = static_cast<Real>(widen(from[s]));
+            if (first) sums[u] = start(to, samples);
+            shift_row(to, to, samples, sums[u].shift, Real(1), &sums[u].sum, &sums[u].square);
+        }
+    }
+}
+
+template <typename From, typename Real>
+void fill_strided(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
+                  Real* tile, int64_t ld) {
+    for (int64_t u0 = 0; u0 < units; u0 += kSquare) {
+        const int64_t u1 = u0 + kSquare < units ? u0 + kSquare : units;
+        for (int64_t s0 = 0; s0 < samples; s0 += kSquare) {
+            const int64_t s1 = s0 + kSquare < samples ? s0 + kSquare : samples;
+            for (int64_t u = u0; u < u1; ++u) {
+                for (int64_t s = s0; s < s1; ++s) {
+                    tile[u * ld + s] = static_cast<Real>(widen(source[u * unit_stride + s * sample_stride]));
+                }
+            }
+        }
+    }
+}
+
+template <typename From, typename Real>
+void fill_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
+               bool first, Real* tile, int64_t ld, RowSums<Real>* sums) {
+    if (sample_stride == 1) return fill_rows(source, unit_stride, units, samples, first, tile, ld, sums);
+    if (unit_stride != 1 || !fill_transposed(source, sample_stride, units, samples, tile, ld)) {
+        fill_strided(source, unit_stride, sample_stride, units, samples, tile, ld);
+    }
+    fill_rows(tile, ld, units, samples, first, tile, ld, sums);
+}
+
+template <typename From, typename Real>
+bool summable_from(const From* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
+                   Real limit) {
+    // Along whichever axis is consecutive.
+    const bool along = sample_stride == 1;
+    const int64_t outer = along ? units : samples, outer_stride = along ? unit_stride : sample_stride;
+    const int64_t inner = along ? samples : units, inner_stride = along ? 1 : unit_stride;
+    int outside = 0;
+    for (int64_t i = 0; i < outer && !outside; ++i) {
+        const From* row = source + i * outer_stride;
+        const auto look = [&](int64_t stride) {
+            for (int64_t k = 0; k < inner; ++k) {
+                const Real value = static_cast<Real>(widen(row[k * stride]));
+                outside |= !(value < limit) | !(value > -limit);
+            }
+        };
+        inner_stride == 1 ? look(1) : look(inner_stride);
+    }
+    return !outside;
+}
+
+// Calls visit with the source as a pointer to its elements.
+template <typename Visit>
+PYALIGN_INLINE auto with_elements(DType dtype, const void* source, const Visit& visit) {
+    switch (dtype) {
+        case DType::f64:
+            return visit(static_cast<const double*>(source));
+        case DType::f16:
+            return visit(static_cast<const Half*>(source));
+        case DType::bf16:
+            return visit(static_cast<const BFloat*>(source));
+        default:
+            return visit(static_cast<const float*>(source));
     }
 }
 
 template <typename Real>
-RowStats center(Real* row, int64_t samples, int64_t length) {
+bool summable(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units,
+              int64_t samples) {
+    const Real limit = static_cast<Real>(sizeof(Real) == 4 ? 0x1p100 : 0x1p1000);
+    return with_elements(dtype, source, [&](const auto* from) {
+        return summable_from(from, unit_stride, sample_stride, units, samples, limit);
+    });
+}
+
+template <typename Real>
+void fill(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units, int64_t samples,
+          bool first, Real* tile, int64_t ld, RowSums<Real>* sums) {
+    with_elements(dtype, source, [&](const auto* from) {
+        fill_from(from, unit_stride, sample_stride, units, samples, first, tile, ld, sums);
+    });
+}
+
+// Centres by the row's own mean; entries near the ends of the range, whose squares would overflow or vanish, are stored
+// divided by a power of two.
+template <typename Real>
+RowStats center_anew(Real* row, int64_t samples, double low, double high) {
     const Real shift = row_sum(row, samples) / static_cast<Real>(samples);
-    double sum, square, scale = 1.0;
-    shift_row(row, samples, shift, Real(1), &sum, &square);
-    // Squares near the ends of the range would overflow, or vanish: such a row is stored divided by a power of two.
-    const double low = sizeof(Real) == 4 ? 1e-24 : 1e-280, high = sizeof(Real) == 4 ? 1e24 : 1e280;
+    double sum = 0.0, square = 0.0, scale = 1.0;
+    shift_row(row, row, samples, shift, Real(1), &sum, &square);
     if (!(square > low && square < high)) {
         int occupied = 0;
         for (int64_t s = 0; s < samples; ++s) occupied |= row[s] != Real(0);
@@ -168,65 +234,92 @@ RowStats center(Real* row, int64_t samples, int64_t length) {
         if (largest > 0.0 && largest - largest == 0.0) {
             while (largest * scale < 0.5 && scale < (sizeof(Real) == 4 ? 0x1p100 : 0x1p1000)) scale *= 2.0;
             while (largest * scale > 1.0) scale *= 0.5;
-            double scaled_sum;
-            shift_row(row, samples, Real(0), static_cast<Real>(scale), &scaled_sum, &square);
+            double scaled_sum = 0.0;
+            square = 0.0;
+            shift_row(row, row, samples, Real(0), static_cast<Real>(scale), &scaled_sum, &square);
             sum = scaled_sum / scale;
             square = square / scale / scale;
         }
     }
+    return {static_cast<double>(shift), sum, square, 1.0 / scale};
+}
+
+template <typename Real>
+RowStats center(Real* row, int64_t samples, int64_t length, const RowSums<Real>& sums) {
+    const double n = static_cast<double>(samples), low = sizeof(Real) == 4 ? 1e-24 : 1e-280,
+                 high = sizeof(Real) == 4 ? 1e24 : 1e280;
     for (int64_t s = samples; s < length; ++s) row[s] = Real(0);
-    const double residual = sum;
-    return {static_cast<double>(shift) + residual / static_cast<double>(samples), residual,
-            square - residual * residual / static_cast<double>(samples), 1.0 / scale};
+    RowStats stats{0.0, sums.sum, sums.square, 1.0};
+    // The products are as exact as sums around the mean only where the shift is within a deviation of it.
+    const bool near = 2.0 * sums.sum * sums.sum <= n * sums.square;
+    if (!(near && sums.square > low && sums.square < high)) stats = center_anew(row, samples, low, high);
+    stats.mean += static_cast<double>(sums.shift) + stats.residual / n;
+    stats.square -= stats.residual * stats.residual / n;
+    return stats;
 }
 
 // 16 vector registers hold 2 x 4 sums and their operands, 32 hold 6 x 4.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRows = 6;
+constexpr int kMostRows = 6;
 #else
-constexpr int kRows = 2;
+constexpr int kMostRows = 2;
 #endif
 constexpr int kColumns = 4;
 constexpr int64_t kPanel = 128;  // columns whose rows stay in the second-level cache
 
+// Adds the sums of one row of a block to the product in float64.
 template <typename Real>
+PYALIGN_INLINE void add_row(const TileProduct<Real>& p, const Real* dots, int64_t i, int64_t j0, int64_t columns) {
+    double* c = p.c + i * p.ldc + j0;
+    const double scale = p.scale_a[i], lift = p.lift_a[i], drop = p.drop_a[i];
+    const double *scale_b = p.scale_b + j0, *lift_b = p.lift_b + j0, *drop_b = p.drop_b + j0;
+    double more[kColumns];
+    for (int j = 0; j < kColumns; ++j) {
+        more[j] = static_cast<double>(dots[j]) * (scale * scale_b[j]) + (lift * lift_b[j] - drop * drop_b[j]);
+    }
+    if (columns == kColumns) {  // a fixed count becomes vector instructions
+        for (int j = 0; j < kColumns; ++j) c[j] += more[j];
+    } else {
+        for (int64_t j = 0; j < columns; ++j) c[j] += more[j];
+    }
+}
+
+template <int kRows, typename Real>
 PYALIGN_INLINE void add_block(const TileProduct<Real>& p, int64_t i0, int64_t j0, int64_t rows, int64_t columns) {
     typedef typename VectorOf<Real>::type Vector;
     constexpr int lanes = Lanes<Real>::count;
     Vector sums[kRows][kColumns];
+    PYALIGN_UNROLL
     for (int i = 0; i < kRows; ++i) {
-        for (int j = 0; j < kColumns; ++j) sums[i][j] = broadcast(Real(0));
+        PYALIGN_UNROLL
+        for (int j = 0; j < kColumns; ++j) sums[i][j] = Vector{};
     }
     // The product is too large for the cache when there are many units: its lines arrive while the loop below runs.
     for (int64_t i = 0; i < rows; ++i) PYALIGN_PREFETCH(p.c + (i0 + i) * p.ldc + j0);
     const Real *a = p.a + i0 * p.ld, *b = p.b + j0 * p.ld;
     for (int64_t s = 0; s < p.length; s += lanes) {
         Vector right[kColumns];
+        PYALIGN_UNROLL
         for (int j = 0; j < kColumns; ++j) right[j] = load(b + j * p.ld + s);
+        PYALIGN_UNROLL
         for (int i = 0; i < kRows; ++i) {
             const Vector left = load(a + i * p.ld + s);
+            PYALIGN_UNROLL
             for (int j = 0; j < kColumns; ++j) sums[i][j] += left * right[j];
         }
     }
-    double scale_b[kColumns] = {}, lift_b[kColumns] = {}, drop_b[kColumns] = {};
-    for (int64_t j = 0; j < columns; ++j) {
-        scale_b[j] = p.scale_b[j0 + j], lift_b[j] = p.lift_b[j0 + j], drop_b[j] = p.drop_b[j0 + j];
-    }
-    for (int i = 0; i < kRows; ++i) {
-        Real dots[kColumns];
-        sums_of(sums[i][0], sums[i][1], sums[i][2], sums[i][3], dots);
-        if (i >= rows) continue;
-        double* c = p.c + (i0 + i) * p.ldc + j0;
-        const double scale = p.scale_a[i0 + i], lift = p.lift_a[i0 + i], drop = p.drop_a[i0 + i];
-        double more[kColumns];
-        for (int j = 0; j < kColumns; ++j) {
-            more[j] = dots[j] * (scale * scale_b[j]) + (lift * lift_b[j] - drop * drop_b[j]);
-        }
-        if (columns == kColumns) {  // a fixed count becomes vector instructions
-            for (int j = 0; j < kColumns; ++j) c[j] += more[j];
-        } else {
-            for (int64_t j = 0; j < columns; ++j) c[j] += more[j];
-        }
+    Real dots[kRows][kColumns];
+    PYALIGN_UNROLL
+    for (int i = 0; i < kRows; ++i) sums_of(sums[i][0], sums[i][1], sums[i][2], sums[i][3], dots[i]);
+    for (int64_t i = 0; i < rows; ++i) add_row(p, dots[i], i0 + i, j0, columns);
+}
+
+// All columns of a panel against up to kRows rows.
+template <int kRows, typename Real>
+void add_rows(const TileProduct<Real>& p, int64_t i0, int64_t rows, int64_t panel, int64_t end) {
+    for (int64_t j0 = panel; j0 < end; j0 += kColumns) {
+        if (p.upper && j0 + kColumns <= i0) continue;
+        add_block<kRows>(p, i0, j0, rows, j0 + kColumns < end ? kColumns : end - j0);
     }
 }
 
@@ -234,12 +327,13 @@ template <typename Real>
 void product(const TileProduct<Real>& p) {
     for (int64_t panel = 0; panel < p.columns; panel += kPanel) {
         const int64_t end = panel + kPanel < p.columns ? panel + kPanel : p.columns;
-        for (int64_t i0 = p.first_row; i0 < p.last_row; i0 += kRows) {
-            const int64_t rows = i0 + kRows < p.last_row ? kRows : p.last_row - i0;
-            for (int64_t j0 = panel; j0 < end; j0 += kColumns) {
-                if (p.upper && j0 + kColumns <= i0) continue;
-                add_block(p, i0, j0, rows, j0 + kColumns < end ? kColumns : end - j0);
-            }
+        int64_t i0 = p.first_row;
+        for (; i0 + kMostRows <= p.last_row; i0 += kMostRows) add_rows<kMostRows>(p, i0, kMostRows, panel, end);
+        const int64_t rest = p.last_row - i0;
+        if (rest > kMostRows / 2) {
+            add_rows<kMostRows>(p, i0, rest, panel, end);
+        } else if (rest > 0) {
+            add_rows<kMostRows / 2>(p, i0, rest, panel, end);
         }
     }
 }
@@ -247,8 +341,8 @@ void product(const TileProduct<Real>& p) {
 }  // namespace
 
 const MomentTable& moment_table() {
-    static const MomentTable table = {{fill<float>, center<float>, product<float>},
-                                      {fill<double>, center<double>, product<double>}};
+    static const MomentTable table = {{summable<float>, fill<float>, center<float>, product<float>},
+                                      {summable<double>, fill<double>, center<double>, product<double>}};
     return table;
 }
 

@@ -8,6 +8,13 @@
 
 namespace pyalign {
 
+// What filling a row found: it stores x - shift, and sums that and its square.
+template <typename Real>
+struct RowSums {
+    Real shift;
+    double sum, square;
+};
+
 // What centring a row found. Stored entries are (x - shift) / scale; scale is a power of two, 1 for ordinary ranges.
 struct RowStats {
     double mean;      // of the row
@@ -22,6 +29,7 @@ struct TileProduct {
     const Real *a, *b;
     int64_t ld, length;  // length is a multiple of 64 bytes; rows beyond the last unit exist, up to a multiple of 12
     int64_t first_row, last_row, columns;
+    // One entry per row; those of b can be read up to a multiple of 4.
     const double *scale_a, *scale_b, *lift_a, *lift_b, *drop_a, *drop_b;
     double* c;
     int64_t ldc;
@@ -30,11 +38,16 @@ struct TileProduct {
 
 template <typename Real>
 struct MomentKernels {
-    // tile[u * ld + s] = source[u * unit_stride + s * sample_stride]
+    // Whether sums and differences of the entries, which lie as for fill, stay finite in Real: none is NaN or huge.
+    bool (*summable)(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units,
+                     int64_t samples);
+    // tile[u * ld + s] = source[u * unit_stride + s * sample_stride] - shift, for one run of a tile's samples; the
+    // first run chooses the shifts and starts the sums.
     void (*fill)(DType dtype, const void* source, int64_t unit_stride, int64_t sample_stride, int64_t units,
-                 int64_t samples, Real* tile, int64_t ld);
-    // Centres samples entries of a row and clears the rest up to length.
-    RowStats (*center)(Real* row, int64_t samples, int64_t length);
+                 int64_t samples, bool first, Real* tile, int64_t ld, RowSums<Real>* sums);
+    // Centres a row of samples entries where its shift was not near enough to its mean, and clears the rest up to
+    // length.
+    RowStats (*center)(Real* row, int64_t samples, int64_t length, const RowSums<Real>& sums);
     void (*product)(const TileProduct<Real>& product);
 };
 
