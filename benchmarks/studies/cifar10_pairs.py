@@ -28,6 +28,7 @@ from pyalign.errors import PyalignWarning
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 ALLOWANCE = 0.005
 MOST_COST = 1.3
+BATCH = {"mlp": 1000, "resnet20": 250}
 # Loss barrier, accuracy barrier, accuracy at t = 0.5 of a plain scipy and float64 implementation, on one random draw.
 PLAIN = {
     ("mlp", "none", False): (0.943, 0.398, 0.135),
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", nargs="+", default=["mlp", "resnet20"], choices=["mlp", "resnet20"])
     parser.add_argument("--draws", type=int, default=1, help="random draws of images (default 1)")
     parser.add_argument("--images", type=int, default=5000, help="training images, and test images (default 5000)")
-    parser.add_argument("--batch", type=int, default=250, help="batch size for statistics (default 250)")
+    parser.add_argument("--batch", type=int, help="batch size for statistics (default: 1000 for mlp, 250 for resnet20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repetitions", type=int, default=3, help="of the timing, 0 to leave it out (default 3)")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "results")
@@ -203,18 +204,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     costs: dict[str, dict[str, Any]] = {}
     try:
         for name in options.pairs:
+            batch = options.batch or BATCH[name]
             if options.repetitions:
                 images: Images = cifar10("train", options.images, options.seed)
-                inputs = [x for x, _ in images.batches(options.batch)]
+                inputs = [x for x, _ in images.batches(batch)]
                 costs[name] = cost_of_aligning(*pair(name), inputs, options.repetitions)
             for draw in tqdm(range(options.draws), desc=name, unit="draw", disable=None):
-                rows += rows_of(name, draw, options.seed, options.images, options.batch)
+                rows += rows_of(name, draw, options.seed, options.images, batch)
     except Absent as reason:
         print(f"skipped: {reason}")
         return 0
     settings = {
         "images": options.images,
-        "batch": options.batch,
+        "batch": options.batch or BATCH,
         "draws": options.draws,
         "seed": options.seed,
         "machine": platform.processor() or platform.machine(),

@@ -172,7 +172,7 @@ class _Probe:
     def _input(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return (tensor.detach().double() + 0.1 * self._noise(tensor)).to(self.dtype or tensor.dtype)
+        return torch.add(tensor.detach().double(), self._noise(tensor), alpha=0.1).to(self.dtype or tensor.dtype)
 
     def _noisy(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -180,11 +180,11 @@ class _Probe:
         value = tensor.detach().double()
         if name.endswith("running_var"):
             return (value * torch.exp(0.2 * self._noise(tensor))).to(tensor.dtype)
-        size = float(value.square().mean().sqrt()) if value.numel() else 0.0
-        return (value + 0.2 * (size if size > 1e-3 else 0.05) * self._noise(tensor)).to(tensor.dtype)
+        size = float(value.norm()) / max(value.numel(), 1) ** 0.5
+        return torch.add(value, self._noise(tensor), alpha=0.2 * (size if size > 1e-3 else 0.05)).to(tensor.dtype)
 
     def _noise(self, tensor: Tensor) -> Tensor:
-        return torch.randn(tensor.shape, generator=self.generator, dtype=torch.float64).to(tensor.device)
+        return torch.randn(tensor.shape, generator=self.generator).to(tensor.device)
 
 
 def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:

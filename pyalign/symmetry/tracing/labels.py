@@ -71,8 +71,11 @@ class Operand:
 
 def compact(atoms: Tensor) -> Tensor:
     """The same atoms with size 1 along every axis they do not vary on."""
+    for d in range(atoms.dim()):  # expanded axes first, or the comparisons below would run over them
+        if atoms.shape[d] > 1 and atoms.stride(d) == 0:
+            atoms = atoms.narrow(d, 0, 1)
     for d in range(atoms.dim()):
-        if atoms.shape[d] > 1 and (atoms.stride(d) == 0 or bool((atoms == atoms.narrow(d, 0, 1)).all())):
+        if atoms.shape[d] > 1 and bool((atoms == atoms.narrow(d, 0, 1)).all()):
             atoms = atoms.narrow(d, 0, 1)
     return atoms
 

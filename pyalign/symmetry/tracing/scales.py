@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.solve import Class, Units, components
 from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Scales"]
+
+Nodes = NDArray[np.int64]
 
 
 class Scales:
@@ -36,41 +39,34 @@ class Scales:
 
     def of(self, c: Class) -> tuple[Kind, str, dict[int, int]]:
         """Kind of a class, what stands in the way of a larger one, and the exponent of the factor for each atom."""
-        best = self._generator(c)
-        members = [self._parameter_atoms(int(u)) for u in c.units]
+        atoms = self._parameter_atoms(c)
+        node, inverse = self.node[atoms], self.node[atoms + self.count]
+        best = self._generator(node[0], inverse[0])
         if best is None:
-            reasons = [self.reasons[int(self.node[a])] for a in members[0] if int(self.node[a]) in self.reasons]
+            reasons = [self.reasons[n] for n in node[0].tolist() if n in self.reasons]
             return Kind.PERMUTATION, reasons[0] if reasons else "", {}
-        powers: dict[int, int] = {}
-        signs, scales = True, True
-        for atoms in members:
-            node, inverse = self.node[atoms[best]], self.node[atoms[best] + self.count]
-            signs, scales = signs and bool(self.signs[node]), scales and bool(self.scales[node])
-            for atom in atoms:
-                if self.node[atom] == node:
-                    powers[atom] = 1
-                elif self.node[atom] == inverse:
-                    powers[atom] = -1
+        own = node[:, best : best + 1]
+        falls, grows = atoms[node == inverse[:, best : best + 1]], atoms[node == own]
+        powers = dict.fromkeys(falls.tolist(), -1) | dict.fromkeys(grows.tolist(), 1)
+        signs, scales = bool(self.signs[own].all()), bool(self.scales[own].all())
         kind = (
             Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
         )
-        reason = self.reasons.get(int(self.node[members[0][best]]), "only linear operators act on it")
-        return kind, reason, powers
+        return kind, self.reasons.get(int(own[0, 0]), "only linear operators act on it"), powers
 
-    def _generator(self, c: Class) -> int | None:
-        """Role of the atom whose scale the group takes: free, and shared by the most tensors."""
-        atoms = self._parameter_atoms(int(c.units[0]))
-        nodes = self.node[np.array(atoms, np.int64)]
-        inverse = self.node[np.array(atoms, np.int64) + self.count]
+    def _generator(self, node: Nodes, inverse: Nodes) -> int | None:
+        """Role of the atom whose scale the group takes: free, and shared by the most tensors of the first unit."""
         best, most = None, 0
-        for role, node in enumerate(nodes.tolist()):
-            shared = int((nodes == node).sum() + (inverse == node).sum())
-            if (self.signs[node] or self.scales[node]) and shared > most:
+        for role, n in enumerate(node.tolist()):
+            shared = int((node == n).sum() + (inverse == n).sum())
+            if (self.signs[n] or self.scales[n]) and shared > most:
                 best, most = role, shared
         return best
 
-    def _parameter_atoms(self, unit: int) -> list[int]:
-        """Atoms of a unit ordered by role, so that equal places mean equal roles in all units of a class."""
-        members = self.units.members[unit]
-        order = np.lexsort((members, self.units.signature[members]))
-        return [int(a) for a in members[order]]
+    def _parameter_atoms(self, c: Class) -> Nodes:
+        """Atoms of all units, (units, roles), each ordered by role, so that equal places mean equal roles."""
+        members = [self.units.members[int(u)] for u in c.units]
+        atoms = np.concatenate(members)
+        unit = np.repeat(np.arange(len(members)), [len(m) for m in members])
+        order = np.lexsort((atoms, self.units.signature[atoms], unit))
+        return atoms[order].reshape(len(members), -1)
