@@ -16,7 +16,6 @@ from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.problem import Method, Problem, check_finite, check_same_architecture
 from pyalign.matching.weight import WeightMatching
-from pyalign.statistics.heap import keep_heap
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
 from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, sound, tensors_of
@@ -182,14 +181,11 @@ def _verified(
         return spec, ("symmetry not verified: neither data nor example_inputs were given",)
     began = time.perf_counter()
     held: tuple[str, ...] = ()
-    sizes = [8 * parameter.numel() for parameter in model.parameters()] or [0]
-    heap = keep_heap(6 * sum(sizes), max(sizes))  # the copies in float64 that come and go below
     if derived:
         spec, held = sound(spec, model, inputs, seed=seed)
     else:
         spec.verify(model, inputs, seed=seed)
     seconds["verify"] = time.perf_counter() - began
-    del heap
     if held:
         note = f"held in place, because moving them changes the outputs: {', '.join(held)}"
         warnings.warn(note, PyalignWarning, stacklevel=3)
