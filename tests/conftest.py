@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run; `--hypothesis-profile=search` looks for new ones, for as long as it takes.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):
