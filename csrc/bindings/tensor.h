@@ -20,7 +20,7 @@ namespace py = pybind11;
 class Borrowed {
   public:
     // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed
-    // dtype.
+    // dtype whose entries lie at multiples of their size.
     Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed);
 
     const TensorView& view() const { return view_; }
@@ -37,6 +37,10 @@ class Borrowed {
     TensorView view_;
     std::shared_ptr<void> owner_;
 };
+
+// No two of the written tensors share memory, nor does one with a tensor that is read: what is read is checked once,
+// before the work, and must stay as it was.
+void expect_apart(const std::vector<const Borrowed*>& written, const std::vector<const Borrowed*>& read);
 
 std::string show(const std::vector<int64_t>& shape);
 

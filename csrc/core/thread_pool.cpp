@@ -40,9 +40,9 @@ class Pool {
     void run(int workers, const std::function<void(int)>& body, Interrupt& interrupt) {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            while (static_cast<int>(threads_) < workers - 1) {
-                const int worker = ++threads_;
-                std::thread([this, worker, seen = generation_] { serve(worker, seen); }).detach();
+            while (threads_ < workers - 1) {
+                std::thread([this, worker = threads_ + 1, seen = generation_] { serve(worker, seen); }).detach();
+                ++threads_;  // not before: the system may refuse another thread
             }
             body_ = &body;
             workers_ = workers;
