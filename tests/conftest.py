@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same examples in every run; `--hypothesis-profile=search` looks for new ones, for as long as it takes.
+# The same examples in every run, few of them where the engine is slow because it is watched (.ci/sanitize);
+# `--hypothesis-profile=search` looks for new ones, for as long as it takes.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.register_profile("few", settings.get_profile("fixed"), max_examples=25)
 settings.register_profile("search", max_examples=3000, deadline=None, print_blob=True)
 settings.load_profile("fixed")
 

@@ -298,7 +298,7 @@ def test_control_c_ends_a_long_assignment_within_a_second(threads, problems):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0, out
-    assert 0 <= float(out) - sent < 1
+    assert 0 <= float(out) - sent < (1 if "sanitizer" not in _cpu.build() else 10)  # watched code is slow
 
 
 def test_assignment_certificate_of_a_direct_call():
