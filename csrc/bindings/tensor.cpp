@@ -157,45 +157,29 @@ Borrowed& Borrowed::distinct() {
     return *this;
 }
 
-namespace {
-
-struct Stretch {
-    const char *begin, *end;
-    const Borrowed* tensor;
-    bool written;
-};
-
-// From the first byte of the tensor to behind its last.
 Stretch stretch_of(const Borrowed& tensor, bool written) {
     const TensorView& view = tensor.view();
+    const int64_t item = item_size(view.dtype);
+    const char* data = view.as<char>();
+    if (view.size() == 0) return {tensor.name(), data, data, written};
     int64_t low = 0, high = 0;
     for (int64_t d = 0; d < view.dim(); ++d) {
         const int64_t reach = (view.shape[d] - 1) * view.strides[d];
         (reach < 0 ? low : high) += reach;
     }
-    const int64_t item = item_size(view.dtype);
-    const char* data = view.as<char>();
-    return {data + low * item, data + (high + 1) * item, &tensor, written};
+    return {tensor.name(), data + low * item, data + (high + 1) * item, written};
 }
 
-}  // namespace
-
-void expect_apart(const std::vector<const Borrowed*>& written, const std::vector<const Borrowed*>& read) {
-    std::vector<Stretch> stretches;
-    for (const Borrowed* tensor : written) {
-        if (tensor->view().size() > 0) stretches.push_back(stretch_of(*tensor, true));
-    }
-    for (const Borrowed* tensor : read) {
-        if (tensor->view().size() > 0) stretches.push_back(stretch_of(*tensor, false));
-    }
+void expect_apart(std::vector<Stretch> stretches) {
     std::sort(stretches.begin(), stretches.end(), [](const Stretch& p, const Stretch& q) { return p.begin < q.begin; });
     const Stretch *furthest = nullptr, *furthest_written = nullptr;
     for (const Stretch& stretch : stretches) {
+        if (stretch.begin == stretch.end) continue;
         const Stretch* earlier = stretch.written ? furthest : furthest_written;
         if (earlier && earlier->end > stretch.begin) {
-            const std::string& first = (stretch.written ? stretch : *earlier).tensor->name();
-            const std::string& second = (stretch.written ? *earlier : stretch).tensor->name();
-            throw py::value_error(first + ": given memory that " + second +
+            const auto [first, second] =
+                stretch.written ? std::pair(stretch.name, earlier->name) : std::pair(earlier->name, stretch.name);
+            throw py::value_error(std::string(first) + ": given memory that " + std::string(second) +
                                   " has too, expected memory of its own, since it is written");
         }
         if (!furthest || stretch.end > furthest->end) furthest = &stretch;

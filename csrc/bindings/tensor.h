@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/tensor_view.h"
@@ -38,9 +39,18 @@ class Borrowed {
     std::shared_ptr<void> owner_;
 };
 
-// No two of the written tensors share memory, nor does one with a tensor that is read: what is read is checked once,
-// before the work, and must stay as it was.
-void expect_apart(const std::vector<const Borrowed*>& written, const std::vector<const Borrowed*>& read);
+// Memory that a call uses, from its first byte to behind its last.
+struct Stretch {
+    std::string_view name;
+    const char *begin, *end;
+    bool written;
+};
+
+Stretch stretch_of(const Borrowed& tensor, bool written);
+
+// Raises ValueError where memory that is written is used for something else too: what is read is checked once, before
+// the work, and must stay as it was.
+void expect_apart(std::vector<Stretch> stretches);
 
 std::string show(const std::vector<int64_t>& shape);
 
