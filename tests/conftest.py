@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, few of them where the engine is slow because it is watched (.ci/sanitize);
+# `--hypothesis-profile=search` looks for new ones, for as long as it takes.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.register_profile("few", settings.get_profile("fixed"), max_examples=25)
+settings.register_profile("search", max_examples=3000, deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 def pytest_addoption(parser):

@@ -24,6 +24,9 @@ py::dict build() {
     py::dict info;
     info["compiler"] = compiler();
     info["simd"] = name_of(simd());
+#if defined(PYALIGN_SANITIZE)
+    info["sanitizer"] = PYALIGN_SANITIZE;
+#endif
     return info;
 }
 

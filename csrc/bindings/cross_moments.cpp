@@ -48,6 +48,10 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
                                            full ? std::vector<int64_t>{m, m} : std::vector<int64_t>{m}};
     double* data[6];
     for (int k = 0; k < 6; ++k) data[k] = outputs[k].with_shape(shapes[k]).contiguous().view().as<double>();
+    std::vector<Stretch> used = {stretch_of(a, false), stretch_of(b, false)};
+    for (const Borrowed& output : outputs) used.push_back(stretch_of(output, true));
+    if (kept) used.push_back(stretch_of(*kept, false));
+    expect_apart(std::move(used));
 
     PythonInterrupt signals;
     bool finite = false;

@@ -40,6 +40,11 @@ std::optional<DType> dtype_of(DLDataType type) {
     }
 }
 
+int64_t item_size(DType dtype) {
+    constexpr int64_t sizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1};
+    return sizes[static_cast<int>(dtype)];
+}
+
 std::string device_name(int type) {
     return type == kCpu ? "cpu" : type == 2 ? "cuda" : "DLPack device type " + std::to_string(type);
 }
@@ -101,6 +106,11 @@ Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_
     }
     if (!tensor.data && view_.size() > 0)
         throw py::value_error(name + ": given a tensor without memory, expected one with data");
+    const int64_t item = item_size(view_.dtype);
+    if (view_.size() > 0 && reinterpret_cast<uintptr_t>(view_.data) % static_cast<uintptr_t>(item) != 0) {
+        throw py::value_error(name + ": given memory that does not start at a multiple of " + std::to_string(item) +
+                              " bytes, expected aligned entries, as .clone() makes them");
+    }
 }
 
 Borrowed& Borrowed::with_shape(const std::vector<int64_t>& expected) {
@@ -145,6 +155,36 @@ Borrowed& Borrowed::distinct() {
         reach += stride * (extent - 1);
     }
     return *this;
+}
+
+Stretch stretch_of(const Borrowed& tensor, bool written) {
+    const TensorView& view = tensor.view();
+    const int64_t item = item_size(view.dtype);
+    const char* data = view.as<char>();
+    if (view.size() == 0) return {tensor.name(), data, data, written};
+    int64_t low = 0, high = 0;
+    for (int64_t d = 0; d < view.dim(); ++d) {
+        const int64_t reach = (view.shape[d] - 1) * view.strides[d];
+        (reach < 0 ? low : high) += reach;
+    }
+    return {tensor.name(), data + low * item, data + (high + 1) * item, written};
+}
+
+void expect_apart(std::vector<Stretch> stretches) {
+    std::sort(stretches.begin(), stretches.end(), [](const Stretch& p, const Stretch& q) { return p.begin < q.begin; });
+    const Stretch *furthest = nullptr, *furthest_written = nullptr;
+    for (const Stretch& stretch : stretches) {
+        if (stretch.begin == stretch.end) continue;
+        const Stretch* earlier = stretch.written ? furthest : furthest_written;
+        if (earlier && earlier->end > stretch.begin) {
+            const auto [first, second] =
+                stretch.written ? std::pair(stretch.name, earlier->name) : std::pair(earlier->name, stretch.name);
+            throw py::value_error(std::string(first) + ": given memory that " + std::string(second) +
+                                  " has too, expected memory of its own, since it is written");
+        }
+        if (!furthest || stretch.end > furthest->end) furthest = &stretch;
+        if (stretch.written && (!furthest_written || stretch.end > furthest_written->end)) furthest_written = &stretch;
+    }
 }
 
 PythonInterrupt::PythonInterrupt()

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/tensor_view.h"
@@ -20,7 +21,7 @@ namespace py = pybind11;
 class Borrowed {
   public:
     // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed
-    // dtype.
+    // dtype whose entries lie at multiples of their size.
     Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed);
 
     const TensorView& view() const { return view_; }
@@ -37,6 +38,19 @@ class Borrowed {
     TensorView view_;
     std::shared_ptr<void> owner_;
 };
+
+// Memory that a call uses, from its first byte to behind its last.
+struct Stretch {
+    std::string_view name;
+    const char *begin, *end;
+    bool written;
+};
+
+Stretch stretch_of(const Borrowed& tensor, bool written);
+
+// Raises ValueError where memory that is written is used for something else too: what is read is checked once, before
+// the work, and must stay as it was.
+void expect_apart(std::vector<Stretch> stretches);
 
 std::string show(const std::vector<int64_t>& shape);
 

@@ -53,7 +53,13 @@ Simd simd() {
 }
 
 const char* name_of(Simd path) {
-    return path == Simd::avx512 ? "avx512" : path == Simd::avx2 ? "avx2" : "portable";
+// The compiler turns the vectors of core/vector.h into NEON's, which every such processor has.
+#if defined(__aarch64__) && defined(__GNUC__)
+    constexpr const char* plain = "neon";
+#else
+    constexpr const char* plain = "portable";
+#endif
+    return path == Simd::avx512 ? "avx512" : path == Simd::avx2 ? "avx2" : plain;
 }
 
 std::vector<std::string> simd_paths() {

@@ -22,6 +22,7 @@ int64_t now_ns() {
 }
 
 constexpr int64_t kCheckEvery = 50'000'000;
+constexpr int64_t kLinger = 100'000;
 
 std::atomic<uint64_t> next_thread_id{1};
 thread_local uint64_t this_thread_id = 0;
@@ -29,6 +30,13 @@ thread_local uint64_t this_thread_id = 0;
 uint64_t thread_id() {
     if (this_thread_id == 0) this_thread_id = next_thread_id.fetch_add(1);
     return this_thread_id;
+}
+
+// Waking a thread that sleeps takes as long as a small problem: for a while, let others run but do not sleep.
+template <typename Ready>
+void linger(Ready ready) {
+    const int64_t end = now_ns() + kLinger;
+    while (!ready() && now_ns() < end) std::this_thread::yield();
 }
 
 // The OpenMP runtime that torch runs on, where the process has one. Its threads spin for a while after each of torch's
@@ -70,6 +78,7 @@ class Job {
 
     // For the caller, after its own share: until the others are done, with signals looked after.
     void wait(Interrupt& interrupt) {
+        linger([this] { return pending_.load(std::memory_order_acquire) == 0; });
         std::unique_lock<std::mutex> lock(mutex_);
         while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return pending_ == 0; })) {
             lock.unlock();
@@ -84,8 +93,7 @@ class Job {
 
   private:
     const int workers_;
-    int pending_;
-    std::atomic<int> next_{1};
+    std::atomic<int> pending_, next_{1};
     const std::function<void(int)>& body_;
     std::mutex mutex_;
     std::condition_variable done_;
@@ -103,10 +111,11 @@ class Pool {
         {
             std::lock_guard<std::mutex> lock(mutex_);
             while (threads_ < job.workers() - 1) {
-                const int worker = ++threads_;
-                std::thread([this, worker, seen = generation_] { serve(worker, seen); }).detach();
+                std::thread([this, worker = threads_ + 1, seen = generation_.load()] { serve(worker, seen); }).detach();
+                ++threads_;  // not before: the system may refuse another thread
             }
             job_ = &job;
+            workers_ = job.workers();
             ++generation_;
         }
         wake_.notify_all();
@@ -118,11 +127,12 @@ class Pool {
     void serve(int worker, uint64_t seen) {
         for (;;) {
             Job* job = nullptr;
+            linger([&] { return generation_.load(std::memory_order_acquire) != seen; });
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_ != seen; });
                 seen = generation_;
-                if (worker < job_->workers()) job = job_;
+                if (worker < workers_) job = job_;  // one that is not needed must not look at the job, it may be over
             }
             if (job) job->call(worker);
         }
@@ -132,8 +142,8 @@ class Pool {
     std::mutex mutex_;
     std::condition_variable wake_;
     Job* job_ = nullptr;
-    uint64_t generation_ = 0;
-    int threads_ = 0;
+    std::atomic<uint64_t> generation_{0};
+    int threads_ = 0, workers_ = 0;
 };
 
 void run_on_openmp(OpenMPParallel parallel, Job& job, Interrupt& interrupt) {

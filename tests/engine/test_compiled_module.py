@@ -204,7 +204,8 @@ def test_assignments_are_identical_on_every_simd_path(dtype):
         answers.append([linear_assignment(cost, backend="cpu") for cost in batches])
     for other in answers[1:]:
         for mine, theirs in zip(answers[0], other, strict=True):
-            assert torch.equal(mine.perm, theirs.perm) and torch.equal(mine.col_duals, theirs.col_duals)
+            for field in ("perm", "row_duals", "col_duals", "gap", "objective"):
+                assert torch.equal(getattr(mine, field), getattr(theirs, field)), field
 
 
 def test_python_threads_share_the_pool():
@@ -269,34 +270,35 @@ def test_after_fork():
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
+@pytest.mark.parametrize("problems", [1, 6])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_control_c_ends_a_long_assignment(threads):
+def test_control_c_ends_a_long_assignment_within_a_second(threads, problems):
     script = f"""
-        import numpy as np, signal, torch, time
+        import signal, time, torch
         from pyalign.engine import linear_assignment
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
         torch.set_num_threads({threads})
-        n = 3000
-        cost = torch.from_numpy(np.outer(np.arange(n), np.arange(n)).astype(np.float64)).repeat(2, 1, 1)
+        index = torch.arange(5000, dtype=torch.float32)
+        cost = torch.outer(index, index).expand({problems}, -1, -1)
+        linear_assignment(cost[:, :5, :5])
         print("go", flush=True)
-        start = time.perf_counter()
         try:
-            linear_assignment(cost, backend="cpu")
-            print("finished", time.perf_counter() - start)
+            while True:  # however fast the solver is, the signal finds it at work
+                linear_assignment(cost, backend="cpu")
         except KeyboardInterrupt:
-            print("interrupted")
-        assert linear_assignment(cost[:, :5, :5]).perm.shape == (2, 5)
+            print(time.monotonic(), flush=True)
+        assert linear_assignment(cost[:, :5, :5]).perm.shape == ({problems}, 5)
     """
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
     )
     assert process.stdout.readline() == "go\n"
     time.sleep(0.3)
+    sent = time.monotonic()  # one clock for every process
     process.send_signal(signal.SIGINT)
-    sent = time.perf_counter()
-    out, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and out == "interrupted\n", out
-    assert time.perf_counter() - sent < 5
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert 0 <= float(out) - sent < (1 if "sanitizer" not in _cpu.build() else 10)  # watched code is slow
 
 
 def test_assignment_certificate_of_a_direct_call():
