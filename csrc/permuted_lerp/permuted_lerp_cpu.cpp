@@ -48,8 +48,8 @@ struct Walk {
         int64_t tables = 0;
         for (const PlanRow& row : plan.rows) tables += !row.table.empty();
         if (filed.empty() && tables > 1) block = kPiece;  // else their rows would push each other out
-        block = std::max<int64_t>(1, block / plan.run) * plan.run;
-        if (tables == 0) block = 4 * kBlock;
+        block =
+            tables == 0 ? 4 * kBlock : (block / 64 + plan.run - 1) / plan.run * 64 * plan.run;  // begins stay aligned
         pieces = filed.empty() ? (plan.count + kPiece - 1) / kPiece : 1;
         const int64_t units = tables == 0 ? plan.count : plan.runs(), unit = tables == 0 ? 1 : plan.run;
         piece = (units + pieces - 1) / pieces * unit;
@@ -169,12 +169,13 @@ class Walker {
         return {walk_.plan.rows[operand].table.data() + begin / run, count / run, run};
     }
 
-    // The processor foresees neither rows in another order than that of memory nor several rows at once.
+    // The processor foresees neither entries or rows in another order than that of memory nor several rows at once.
     void ask_ahead(int64_t job, int64_t end, int64_t begin, int64_t count) {
         if (walk_.pieces > 1) return;
         const int64_t rows = std::min(walk_.together, end - job);
         for (size_t k = walk_.written ? 1 : 0; k < kinds_.size(); ++k) {
-            if (!walk_.plan.rows[k].dense || !(walk_.together > 1 || walk_.plan.jumps(k))) continue;
+            const bool foreseen = walk_.together == 1 && kinds_[k] == Kind::consecutive && !walk_.plan.jumps(k);
+            if (foreseen || !walk_.plan.rows[k].dense) continue;
             for (int64_t r = 0; r < rows; ++r) {
                 walk_.kernels.prefetch(base(k, job + r) + begin * walk_.plan.item, count * walk_.plan.item);
             }

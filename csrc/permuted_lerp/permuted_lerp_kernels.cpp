@@ -87,10 +87,12 @@ void file_as(const char* const* rows, int64_t count, char* records) {
     for (int64_t begin = 0; begin < bytes; begin += kStrip) {
         const int64_t size = bytes - begin < kStrip ? bytes - begin : kStrip;
         for (int r = 0; r < kRows; ++r) {
-            if (size == kStrip) {
-                move_bytes<kStrip>(strip + r * kPitch, rows[r] + begin);
-            } else {
+            if (size < kStrip) {
                 std::memcpy(strip + r * kPitch, rows[r] + begin, size);
+                continue;
+            }
+            for (int64_t at = 0; at < kStrip; at += kRecord) {
+                move_bytes<kRecord>(strip + r * kPitch + at, rows[r] + begin + at);
             }
         }
         for (int64_t at = 0; at < size; at += kRecord) {

@@ -40,7 +40,9 @@ struct PlanRow {
 };
 
 struct Plan {
-    static constexpr int64_t kShortRow = 1024;  // rows shorter than this are joined with the axis outside them
+    static constexpr int64_t kTinyRow = 64;     // rows shorter than this are joined with the axis outside them,
+    static constexpr int64_t kShortRow = 1024;  // and those shorter than this where their table stays small:
+    static constexpr int64_t kTableShare = 8;   // one entry for so many of all elements
     static constexpr int64_t kLongestTable = 1 << 16;
     static constexpr int64_t kTablePadding = 16;
 
@@ -70,7 +72,7 @@ struct Plan {
   private:
     void add_axis(const std::vector<Operand>& operands, int64_t d);
     void merge_axes();
-    void take_row(size_t operands);
+    void take_row(size_t operands, int64_t size);
     void fill_row(size_t operand, const std::vector<PlanAxis>& taken);
 };
 
@@ -85,7 +87,7 @@ inline Plan::Plan(const std::vector<Operand>& operands) : item(item_size(operand
     std::stable_sort(axes.begin(), axes.end(),
                      [](const PlanAxis& p, const PlanAxis& q) { return p.strides[0] > q.strides[0]; });
     merge_axes();
-    take_row(operands.size());
+    take_row(operands.size(), operands[0].tensor.size());
     for (const PlanAxis& axis : axes) outer *= axis.extent;
 }
 
@@ -119,7 +121,10 @@ inline void Plan::add_axis(const std::vector<Operand>& operands, int64_t d) {
 inline void Plan::merge_axes() {
     std::vector<PlanAxis> merged;
     for (PlanAxis& axis : axes) {
-        bool joins = !merged.empty() && !merged.back().moves() && !axis.moves();
+        const bool consecutive =
+            std::all_of(axis.strides.begin(), axis.strides.end(), [](int64_t s) { return s == 1; });
+        bool joins = !merged.empty() && !merged.back().moves() && !axis.moves() &&
+                     (consecutive || merged.back().extent * axis.extent <= kLongestTable);
         for (size_t k = 0; joins && k < axis.strides.size(); ++k) {
             joins = merged.back().strides[k] == axis.strides[k] * axis.extent;
         }
@@ -133,7 +138,7 @@ inline void Plan::merge_axes() {
     axes = std::move(merged);
 }
 
-inline void Plan::take_row(size_t operands) {
+inline void Plan::take_row(size_t operands, int64_t size) {
     rows.resize(operands);
     if (axes.empty()) return;
     const std::vector<int64_t>& strides = axes.back().strides;
@@ -142,7 +147,12 @@ inline void Plan::take_row(size_t operands) {
         axes.pop_back();
     }
     std::vector<PlanAxis> taken;
-    while (!axes.empty() && (count == 1 || (count < kShortRow && count * axes.back().extent <= kLongestTable))) {
+    const auto joins = [&](int64_t extent) {
+        const int64_t listed = runs() * extent;
+        if (count == 1) return true;
+        return listed <= kLongestTable && (count < kTinyRow || (count < kShortRow && listed * kTableShare <= size));
+    };
+    while (!axes.empty() && joins(axes.back().extent)) {
         count *= axes.back().extent;
         taken.push_back(std::move(axes.back()));
         axes.pop_back();
