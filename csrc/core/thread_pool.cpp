@@ -21,6 +21,7 @@ int64_t now_ns() {
 }
 
 constexpr int64_t kCheckEvery = 50'000'000;
+constexpr int64_t kLinger = 100'000;
 
 std::atomic<uint64_t> next_thread_id{1};
 thread_local uint64_t this_thread_id = 0;
@@ -42,7 +43,7 @@ class Pool {
             std::lock_guard<std::mutex> lock(mutex_);
             while (static_cast<int>(threads_) < workers - 1) {
                 const int worker = ++threads_;
-                std::thread([this, worker, seen = generation_] { serve(worker, seen); }).detach();
+                std::thread([this, worker, seen = generation_.load()] { serve(worker, seen); }).detach();
             }
             body_ = &body;
             workers_ = workers;
@@ -52,6 +53,7 @@ class Pool {
         }
         wake_.notify_all();
         call(body, 0);
+        linger([this] { return pending_.load(std::memory_order_acquire) == 0; });
         std::unique_lock<std::mutex> lock(mutex_);
         while (!done_.wait_for(lock, std::chrono::milliseconds(50), [this] { return pending_ == 0; })) {
             lock.unlock();
@@ -63,6 +65,13 @@ class Pool {
     }
 
   private:
+    // Waking a thread that sleeps takes as long as a small problem: for a while, let others run but do not sleep.
+    template <typename Ready>
+    static void linger(Ready ready) {
+        const int64_t end = now_ns() + kLinger;
+        while (!ready() && now_ns() < end) std::this_thread::yield();
+    }
+
     void call(const std::function<void(int)>& body, int worker) {
         try {
             body(worker);
@@ -75,6 +84,7 @@ class Pool {
     void serve(int worker, uint64_t seen) {
         for (;;) {
             const std::function<void(int)>* body = nullptr;
+            linger([&] { return generation_.load(std::memory_order_acquire) != seen; });
             {
                 std::unique_lock<std::mutex> lock(mutex_);
                 wake_.wait(lock, [&] { return generation_ != seen; });
@@ -93,8 +103,9 @@ class Pool {
     std::condition_variable wake_, done_;
     const std::function<void(int)>* body_ = nullptr;
     std::exception_ptr failure_;
-    uint64_t generation_ = 0;
-    int threads_ = 0, workers_ = 0, pending_ = 0;
+    std::atomic<uint64_t> generation_{0};
+    std::atomic<int> pending_{0};
+    int threads_ = 0, workers_ = 0;
 };
 
 std::atomic<Pool*> pool{nullptr};

@@ -130,18 +130,37 @@ class Walker {
             for (size_t k = 0; k < n; ++k)
                 bases_[k * walk_.together + r] = base(k, (job + std::min(r, rows - 1)) / walk_.pieces);
         }
-        for (size_t k : walk_.filed) {
-            walk_.kernels.file(walk_.plan.item, bases_.data() + k * walk_.together, walk_.plan.count,
-                               records_[k].get());
-        }
+        for (size_t i = 0; i < walk_.filed.size(); ++i) file(i, job, end);
         for (int64_t begin = from; begin < to; begin += walk_.block) {
             const int64_t count = std::min(walk_.block, to - begin);
-            ask_ahead(job + lead_, end, begin, count);
+            for (size_t k = walk_.written ? 1 : 0; k < n; ++k) {
+                const bool after = !walk_.filed.empty() && k != walk_.filed[0];
+                if (!after) ask(k, job + lead_, end, begin, count);
+            }
             for (size_t k : walk_.filed) {
                 walk_.kernels.collect_filed(walk_.plan.item, records_[k].get(), walk_.plan.rows[k].table.data() + begin,
                                             (count + 15) / 16 * 16, buffers_[k].get(), pitch_);
             }
             for (int64_t r = 0; r < rows; ++r) part(r, begin, count);
+        }
+    }
+
+    // While the rows of one operand are filed, memory brings what is wanted after them: the rows of the next one, or
+    // all that is not filed. While those are blended it brings the rows that the next group files first.
+    void file(size_t index, int64_t job, int64_t end) {
+        const size_t k = walk_.filed[index];
+        const bool last = index + 1 == walk_.filed.size();
+        std::vector<const char*> from(bases_.begin() + k * walk_.together, bases_.begin() + (k + 1) * walk_.together);
+        for (int64_t begin = 0; begin < walk_.plan.count; begin += walk_.block) {
+            const int64_t count = std::min(walk_.block, walk_.plan.count - begin);
+            for (size_t other = walk_.written ? 1 : 0; other < kinds_.size(); ++other) {
+                if (last ? kinds_[other] != Kind::filed : other == walk_.filed[index + 1]) {
+                    ask(other, job, end, begin, count);
+                }
+            }
+            walk_.kernels.file(walk_.plan.item, from.data(), count,
+                               records_[k].get() + begin * walk_.plan.item * walk_.together);
+            for (const char*& row : from) row += walk_.block * walk_.plan.item;
         }
     }
 
@@ -170,15 +189,11 @@ class Walker {
     }
 
     // The processor foresees neither entries or rows in another order than that of memory nor several rows at once.
-    void ask_ahead(int64_t job, int64_t end, int64_t begin, int64_t count) {
-        if (walk_.pieces > 1) return;
-        const int64_t rows = std::min(walk_.together, end - job);
-        for (size_t k = walk_.written ? 1 : 0; k < kinds_.size(); ++k) {
-            const bool foreseen = walk_.together == 1 && kinds_[k] == Kind::consecutive && !walk_.plan.jumps(k);
-            if (foreseen || !walk_.plan.rows[k].dense) continue;
-            for (int64_t r = 0; r < rows; ++r) {
-                walk_.kernels.prefetch(base(k, job + r) + begin * walk_.plan.item, count * walk_.plan.item);
-            }
+    void ask(size_t operand, int64_t job, int64_t end, int64_t begin, int64_t count) {
+        const bool foreseen = walk_.together == 1 && kinds_[operand] == Kind::consecutive && !walk_.plan.jumps(operand);
+        if (foreseen || walk_.pieces > 1 || !walk_.plan.rows[operand].dense) return;
+        for (int64_t r = 0; r < std::min(walk_.together, end - job); ++r) {
+            walk_.kernels.prefetch(base(operand, job + r) + begin * walk_.plan.item, count * walk_.plan.item);
         }
     }
 
