@@ -141,60 +141,81 @@ void file(int64_t, const char* const*, int64_t, char*) {}
 void collect_filed(int64_t, const char*, const int64_t*, int64_t, char*, int64_t) {}
 #endif
 
-// kPairs pairs of vectors of out.
-template <int kPairs, bool kPast, typename Element>
-PYALIGN_INLINE void blend_pairs(Element* out, const char* const* terms, const double* weights, int64_t n_terms,
-                                int64_t begin) {
-    typedef RealOf<Element> Real;
-    Pair<Real> sum[kPairs];
-    for (Pair<Real>& pair : sum) pair.half[0] = pair.half[1] = broadcast(Real(0));
-    for (int64_t t = 0; t < n_terms; ++t) {
-        const Element* term = reinterpret_cast<const Element*>(terms[t]) + begin;
-        const auto weight = broadcast(static_cast<Real>(weights[t]));
-        for (int k = 0; k < kPairs; ++k) {
-            const Pair<Real> value = load_pair(term + k * PairCount<Element>::value);
-            for (int h = 0; h < 2; ++h) {
-                const auto product = weight * value.half[h];
-                sum[k].half[h] = t == 0 ? product : sum[k].half[h] + product;
-            }
+template <typename Real, int kPairs>
+PYALIGN_INLINE void keep_sums(const Pair<Real> (&sum)[kPairs], const PartialSums& partial, int64_t begin) {
+    Real* after = reinterpret_cast<Real*>(partial.sums) + begin;
+    for (int k = 0; k < kPairs; ++k) store_pair<false, Real>(after + k * 2 * Lanes<Real>::count, sum[k]);
+}
+
+// The weighted sum of the pairs that load(t, k) gives, going on from `begin` of the partial sums. The first term of all
+// is no sum, which would turn -0 into 0.
+template <typename Real, int kPairs, typename Load>
+PYALIGN_INLINE void add_terms(Pair<Real> (&sum)[kPairs], const double* weights, int64_t n_terms,
+                              const PartialSums& partial, int64_t begin, Load load_term) {
+    const bool first = partial.begins && n_terms > 0;
+    const auto weight = broadcast(first ? static_cast<Real>(weights[0]) : Real(0));
+    const Real* before = reinterpret_cast<const Real*>(partial.sums) + begin;
+    for (int k = 0; k < kPairs; ++k) {
+        if (!partial.begins) {
+            sum[k] = load_pair<Real>(before + k * 2 * Lanes<Real>::count);
+        } else if (first) {
+            const Pair<Real> value = load_term(0, k);
+            for (int h = 0; h < 2; ++h) sum[k].half[h] = weight * value.half[h];
+        } else {
+            sum[k].half[0] = sum[k].half[1] = weight;
         }
     }
-    for (int k = 0; k < kPairs; ++k) store_pair<kPast>(out + begin + k * PairCount<Element>::value, sum[k]);
+    for (int64_t t = first ? 1 : 0; t < n_terms; ++t) {
+        const auto factor = broadcast(static_cast<Real>(weights[t]));
+        for (int k = 0; k < kPairs; ++k) {
+            const Pair<Real> value = load_term(t, k);
+            for (int h = 0; h < 2; ++h) sum[k].half[h] = sum[k].half[h] + factor * value.half[h];
+        }
+    }
+}
+
+template <int kPairs, bool kPast, typename Element>
+PYALIGN_INLINE void blend_pairs(Element* out, const char* const* terms, const double* weights, int64_t n_terms,
+                                const PartialSums& partial, int64_t begin) {
+    constexpr int kPair = PairCount<Element>::value;
+    Pair<RealOf<Element>> sum[kPairs];
+    add_terms(sum, weights, n_terms, partial, begin, [&](int64_t t, int k) {
+        return load_pair(reinterpret_cast<const Element*>(terms[t]) + begin + k * kPair);
+    });
+    if (!partial.ends) return keep_sums(sum, partial, begin);
+    for (int k = 0; k < kPairs; ++k) store_pair<kPast>(out + begin + k * kPair, sum[k]);
 }
 
 // Fewer elements than a pair has, by way of a whole one, so that they are rounded alike.
 template <typename Element>
-void blend_few(Element* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t begin,
-               int64_t count) {
-    typedef RealOf<Element> Real;
+void blend_few(Element* out, const char* const* terms, const double* weights, int64_t n_terms,
+               const PartialSums& partial, int64_t begin, int64_t count) {
     alignas(64) Element few[PairCount<Element>::value] = {};
-    Pair<Real> sum;
-    sum.half[0] = sum.half[1] = broadcast(Real(0));
-    for (int64_t t = 0; t < n_terms; ++t) {
+    Pair<RealOf<Element>> sum[1];
+    add_terms(sum, weights, n_terms, partial, begin, [&](int64_t t, int) {
         std::memcpy(few, reinterpret_cast<const Element*>(terms[t]) + begin, count * sizeof(Element));
-        const Pair<Real> value = load_pair(static_cast<const Element*>(few));
-        for (int h = 0; h < 2; ++h) {
-            const auto product = broadcast(static_cast<Real>(weights[t])) * value.half[h];
-            sum.half[h] = t == 0 ? product : sum.half[h] + product;
-        }
-    }
-    store_pair<false>(static_cast<Element*>(few), sum);
+        return load_pair(static_cast<const Element*>(few));
+    });
+    if (!partial.ends) return keep_sums(sum, partial, begin);
+    store_pair<false>(static_cast<Element*>(few), sum[0]);
     std::memcpy(out + begin, few, count * sizeof(Element));
 }
 
 template <bool kPast, typename Element>
-void blend_as(Element* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t count) {
+void blend_as(Element* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t count,
+              const PartialSums& partial) {
     constexpr int kPair = PairCount<Element>::value;
     int64_t i = 0;
     if (kPast) {  // such stores need aligned addresses
         const int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(out) % 64 / sizeof(Element));
         const int64_t head = ahead < count ? ahead : count;
-        for (; i < head; i += kPair) blend_few(out, terms, weights, n_terms, i, head - i < kPair ? head - i : kPair);
+        for (; i < head; i += kPair)
+            blend_few(out, terms, weights, n_terms, partial, i, head - i < kPair ? head - i : kPair);
         i = head;
     }
-    for (; i + 2 * kPair <= count; i += 2 * kPair) blend_pairs<2, kPast>(out, terms, weights, n_terms, i);
-    for (; i + kPair <= count; i += kPair) blend_pairs<1, kPast>(out, terms, weights, n_terms, i);
-    if (i < count) blend_few(out, terms, weights, n_terms, i, count - i);
+    for (; i + 2 * kPair <= count; i += 2 * kPair) blend_pairs<2, kPast>(out, terms, weights, n_terms, partial, i);
+    for (; i + kPair <= count; i += kPair) blend_pairs<1, kPast>(out, terms, weights, n_terms, partial, i);
+    if (i < count) blend_few(out, terms, weights, n_terms, partial, i, count - i);
 }
 
 template <typename Use>
@@ -206,11 +227,11 @@ PYALIGN_INLINE void with_element(DType dtype, Use use) {
 }
 
 void blend(DType dtype, char* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t count,
-           bool past_caches) {
+           const PartialSums& partial, bool past_caches) {
     with_element(dtype, [&](auto element) {
         auto* to = reinterpret_cast<decltype(element)*>(out);
-        past_caches ? blend_as<true>(to, terms, weights, n_terms, count)
-                    : blend_as<false>(to, terms, weights, n_terms, count);
+        past_caches ? blend_as<true>(to, terms, weights, n_terms, count, partial)
+                    : blend_as<false>(to, terms, weights, n_terms, count, partial);
     });
 }
 

@@ -15,6 +15,13 @@ struct RowTable {
     int64_t run;
 };
 
+// Sums that a later call goes on with, in the type they are computed in; room for 64 bytes behind the last.
+struct PartialSums {
+    char* sums = nullptr;
+    bool begins = true;  // nothing was added before
+    bool ends = true;    // nothing will be: store to the result
+};
+
 struct LerpTable {
     // Bring the entries of a row together; up to 32 bytes behind them are written too. Bytes at `end` and behind it are
     // not read.
@@ -34,7 +41,7 @@ struct LerpTable {
     // out[i] = sum over terms of weights[t] * terms[t][i]; float64 sums in float64, the others in float32.
     // `past_caches` writes to memory without reading it first; `fence` ends such writing.
     void (*blend)(DType dtype, char* out, const char* const* terms, const double* weights, int64_t n_terms,
-                  int64_t count, bool past_caches);
+                  int64_t count, const PartialSums& partial, bool past_caches);
     void (*fence)();
     // Add to sums[t] the products of `with` and terms[t], in float64.
     void (*dot)(DType dtype, const char* with, const char* const* terms, int64_t n_terms, int64_t count, double* sums);

@@ -196,6 +196,19 @@ def test_many_tensors(dtype, backend):
     assert permuted_sum(tensors, [0.0] * 5, backend=backend).abs().max() == 0.0
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_many_wide_tensors(dtype):
+    """More filed rows than a cache holds: the tensors are added one after another, with the same result."""
+    shape, k = (34, 5003), 12
+    tensors = [random(shape, i, dtype) for i in range(k)]
+    weights = [(-0.8) ** i for i in range(k)]
+    perms = [random_perms(shape, 20 + i) if i % 4 else None for i in range(k)]
+    got = permuted_sum(tensors, weights, perms, backend="cpu")
+    check_blend(got, tensors, weights, perms)
+    moved = [permute(tensor, axes) for tensor, axes in zip(tensors, perms, strict=True)]
+    assert torch.equal(permuted_sum(moved, weights, backend="cpu"), got)
+
+
 def test_t_as_a_tensor(backend):
     a, b = random((5, 5), 1), random((5, 5), 2)
     for dtype in (torch.float32, torch.float64):
