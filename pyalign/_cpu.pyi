@@ -36,3 +36,6 @@ def linear_assignment(
 
 def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:
     """Write the weighted sum of the permuted tensors to out; terms of weight zero are not read."""
+
+def permuted_dots(with_tensor: Any, tensors: list[Any], perms: list[Any], threads: int) -> list[float]:
+    """The sum over all entries of a tensor times each permuted tensor."""

@@ -17,7 +17,7 @@
 #if defined(__clang__)
 #define PYALIGN_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
-#define PYALIGN_UNROLL _Pragma("GCC unroll 16")
+#define PYALIGN_UNROLL _Pragma("GCC unroll 32")
 #else
 #define PYALIGN_UNROLL
 #endif

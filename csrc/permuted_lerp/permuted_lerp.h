@@ -1,4 +1,5 @@
-// Weighted sum of permuted tensors: the contract. Every tensor has the shape and dtype of out.
+// Weighted sums of permuted tensors, and their products with another tensor: the contract. All have one shape and
+// dtype.
 #pragma once
 
 #include <cstdint>
@@ -23,5 +24,9 @@ struct PermutedTerm {
 
 // Interrupted, out is partly written.
 void permuted_sum_cpu(const TensorView& out, const std::vector<PermutedTerm>& terms, int threads, Interrupt& interrupt);
+
+// The sum over all entries of `with` times each permuted term; weights are not used.
+std::vector<double> permuted_dots_cpu(const TensorView& with, const std::vector<PermutedTerm>& terms, int threads,
+                                      Interrupt& interrupt);
 
 }  // namespace pyalign

@@ -1,4 +1,4 @@
-// The inner loop of the permuted sum, compiled once per instruction set.
+// The inner loops of the permuted sum, compiled once per instruction set. `item` is the size of an element in bytes.
 #pragma once
 
 #include <cstdint>
@@ -8,16 +8,45 @@
 
 namespace pyalign {
 
-// One side of a run of elements: element k lies at data[table[k]], or at data[k] without a table.
-struct LerpRun {
-    char* data;
+// Entry i of a row lies at element table[i / run] + i % run of its source.
+struct RowTable {
     const int64_t* table;
-    double weight;
+    int64_t runs;
+    int64_t run;
+};
+
+// Sums that a later call goes on with, in the type they are computed in; room for 64 bytes behind the last.
+struct PartialSums {
+    char* sums = nullptr;
+    bool begins = true;  // nothing was added before
+    bool ends = true;    // nothing will be: store to the result
 };
 
 struct LerpTable {
-    // out[k] = sum over terms of weight * term[k], for count elements; float64 sums in float64, the others in float32.
-    void (*blend)(DType dtype, const LerpRun& out, const LerpRun* terms, int64_t n_terms, int64_t count);
+    // Bring the entries of a row together; up to 32 bytes behind them are written too. Bytes at `end` and behind it are
+    // not read.
+    void (*collect)(int64_t item, const char* from, const char* end, const RowTable& row, char* to);
+    // The way back: entry i of `from` goes to where the row has entry i.
+    void (*spread)(int64_t item, const char* from, const RowTable& row, char* to);
+
+    // How many rows `file` and `collect_filed` take at once; 0 where `collect` is faster.
+    int64_t (*rows_at_once)(int64_t item);
+    // Turn rows around: record j holds entry j of every row. `records` has room for 32 entries more.
+    void (*file)(int64_t item, const char* const* rows, int64_t count, char* records);
+    // Row r of `to` begins at r * pitch bytes and receives the entries table[0 .. count) of filed row r; count is a
+    // multiple of 16.
+    void (*collect_filed)(int64_t item, const char* records, const int64_t* table, int64_t count, char* to,
+                          int64_t pitch);
+
+    // out[i] = sum over terms of weights[t] * terms[t][i]; float64 sums in float64, the others in float32.
+    // `past_caches` writes to memory without reading it first; `fence` ends such writing.
+    void (*blend)(DType dtype, char* out, const char* const* terms, const double* weights, int64_t n_terms,
+                  int64_t count, const PartialSums& partial, bool past_caches);
+    void (*fence)();
+    // Add to sums[t] the products of `with` and terms[t], in float64.
+    void (*dot)(DType dtype, const char* with, const char* const* terms, int64_t n_terms, int64_t count, double* sums);
+    // Ask for bytes that will be read soon.
+    void (*prefetch)(const char* from, int64_t bytes);
 };
 
 PYALIGN_DECLARE(LerpTable, lerp_table)

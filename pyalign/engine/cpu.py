@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -29,7 +30,7 @@ else:
 # A capsule made this way costs a tenth of the call to Tensor.__dlpack__.
 export: Callable[[Tensor], object] = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined]
 
-__all__ = ["MISSING", "build", "cross_moments", "linear_assignment", "permuted_sum"]
+__all__ = ["MISSING", "build", "cross_moments", "linear_assignment", "permuted_dots", "permuted_sum"]
 
 
 def build() -> dict[str, str]:
@@ -80,10 +81,24 @@ def permuted_sum(
     out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Sequence[Tensor | None]]
 ) -> None:
     """Write the weighted sum of the permuted tensors to out."""
-    indices = [[None if perm is None else export(perm) for perm in axes] for axes in perms]
     inputs = [export(tensor.detach()) for tensor in tensors]
-    try:
+    with _permutations(perms) as indices:
         _cpu.permuted_sum(export(out.detach()), inputs, list(weights), indices, torch.get_num_threads())
+
+
+def permuted_dots(factor: Tensor, tensors: Sequence[Tensor], perms: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Give the (k,) float64 sums over all entries of factor times each permuted tensor."""
+    inputs = [export(tensor.detach()) for tensor in tensors]
+    with _permutations(perms) as indices:
+        sums = _cpu.permuted_dots(export(factor.detach()), inputs, indices, torch.get_num_threads())
+    return torch.tensor(sums, dtype=torch.float64)
+
+
+@contextmanager
+def _permutations(perms: Sequence[Sequence[Tensor | None]]) -> Iterator[list[list[object]]]:
+    """Export the indices; where the module refuses them, say what is wrong with their values."""
+    try:
+        yield [[None if perm is None else export(perm) for perm in axes] for axes in perms]
     except ValueError:
         for axes in perms:
             outcomes.check_permutations(axes)

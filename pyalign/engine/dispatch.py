@@ -32,6 +32,7 @@ __all__ = [
     "choose",
     "direct",
     "function",
+    "gradient",
     "implementation",
 ]
 
@@ -42,13 +43,17 @@ COSTS = (torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, tor
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of an operation and its declared limits; `missing` says why it cannot run here, or ""."""
+    """One implementation of an operation and its declared limits; `missing` says why it cannot run here, or "".
+
+    `gradient` computes what the derivative needs beyond the operation itself, if anything.
+    """
 
     name: str
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     missing: str
     run: Callable[..., Any] | None
+    gradient: Callable[..., Any] | None = None
 
     def why_not(self, tensors: Sequence[Tensor]) -> list[str]:
         """Give the reasons why this implementation cannot take these tensors; an empty list means that it can."""
@@ -113,8 +118,8 @@ OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType
         ),
         "permuted_lerp": (
             Implementation("triton", ("cuda",), FLOATS, _no_triton("permuted_lerp"), None),
-            Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.permuted_sum),
-            Implementation("reference", (), FLOATS, "", reference_lerp.permuted_sum),
+            Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.permuted_sum, cpu.permuted_dots),
+            Implementation("reference", (), FLOATS, "", reference_lerp.permuted_sum, reference_lerp.permuted_dots),
         ),
     }
 )
@@ -163,6 +168,14 @@ def implementation(operation: str, name: str, tensors: Sequence[Tensor]) -> Call
 def function(operation: str, chosen: str) -> Callable[..., Any]:
     """Give the function behind a name that `choose` answered a moment ago for the same tensors."""
     run = next(candidate.run for candidate in OPERATIONS[operation] if candidate.name == chosen)
+    assert run is not None
+    return run
+
+
+def gradient(operation: str, name: str, tensors: Sequence[Tensor]) -> Callable[..., Any]:
+    """Give what the derivative of an operation needs, of the implementation that runs these tensors."""
+    chosen = choose(operation, name, tensors)
+    run = next(candidate.gradient for candidate in OPERATIONS[operation] if candidate.name == chosen)
     assert run is not None
     return run
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyalign import errors
-from pyalign.engine import dispatch
-from pyalign.engine.reference.permuted_lerp import permute
+from pyalign.engine import dispatch, permuted_operators
 
 __all__ = ["permuted_lerp", "permuted_sum"]
 
@@ -102,20 +100,22 @@ def permuted_sum(
     """
     tensors = list(tensors)
     _check_tensors(tensors)
-    flat = _flatten(tensors, perms)
+    axes = _axes(tensors, perms)
     scales = _weights(weights, tensors)
     name = dispatch.choose("permuted_lerp", backend, tensors)
-    direct = dispatch.direct((*tensors, scales))
-    new, fill = (_new, _fill) if direct else (torch.ops.pyalign.permuted_sum, torch.ops.pyalign.permuted_sum_out)
-    if out is None:
-        result: Tensor = new(tensors, scales, *_present(flat), name)
+    given = tensors if isinstance(scales, list) else [*tensors, scales]
+    if out is not None:
+        _check_out(out, given)
+        if any(_overlaps(out, tensor, moved) for tensor, moved in zip(tensors, axes, strict=True)):
+            return out.copy_(permuted_sum(tensors, scales, axes, backend=name))
+    if dispatch.direct(given):
+        result = torch.empty_like(tensors[0], memory_format=torch.contiguous_format) if out is None else out
+        listed = scales if isinstance(scales, list) else scales.tolist()
+        dispatch.function("permuted_lerp", name)(result, tensors, listed, axes)
         return result
-    _check_out(out, tensors, scales)
-    rank = out.dim()
-    if any(_overlaps(out, tensor, flat[k * rank : (k + 1) * rank]) for k, tensor in enumerate(tensors)):
-        return out.copy_(new(tensors, scales, *_present(flat), name))
-    fill(out, tensors, scales, *_present(flat), name)
-    return out
+    if isinstance(scales, list):
+        scales = torch.tensor(scales, dtype=torch.float64)
+    return permuted_operators.permuted_sum(out, tensors, scales, axes, name)
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:
@@ -140,18 +140,20 @@ def _check_tensors(tensors: Sequence[Tensor]) -> None:
             )
 
 
-def _flatten(tensors: Sequence[Tensor], perms: Sequence[Perms] | None) -> list[Tensor | None]:
-    """Check the permutations by shape and list them as k * rank entries."""
+def _axes(tensors: Sequence[Tensor], perms: Sequence[Perms] | None) -> list[list[Tensor | None]]:
+    """Check the permutations by shape and list one entry per tensor and axis."""
     rank = tensors[0].dim()
-    flat: list[Tensor | None] = []
-    if perms is not None and len(perms) != len(tensors):
+    if perms is None:
+        return [[None] * rank for _ in tensors]
+    if len(perms) != len(tensors):
         raise errors.InputError(
             "permuted blend: wrong number of permutation lists",
             given=str(len(perms)),
             expected=f"{len(tensors)}, one per tensor (None where nothing moves)",
         )
-    for tensor, axes in zip(tensors, perms or [None] * len(tensors), strict=True):
-        entries = [None] * rank if axes is None else list(axes)
+    listed: list[list[Tensor | None]] = []
+    for tensor, axes in zip(tensors, perms, strict=True):
+        entries: list[Tensor | None] = [None] * rank if axes is None else list(axes)
         if len(entries) != rank:
             raise errors.InputError(
                 "permuted blend: wrong number of permutations",
@@ -161,8 +163,8 @@ def _flatten(tensors: Sequence[Tensor], perms: Sequence[Perms] | None) -> list[T
         for axis, perm in enumerate(entries):
             if perm is not None:
                 _check_perm(perm, tensor, axis)
-        flat += entries
-    return flat
+        listed.append(entries)
+    return listed
 
 
 def _check_perm(perm: Tensor, tensor: Tensor, axis: int) -> None:
@@ -177,18 +179,18 @@ def _check_perm(perm: Tensor, tensor: Tensor, axis: int) -> None:
         )
 
 
-def _weights(weights: Sequence[float] | Tensor, tensors: Sequence[Tensor]) -> Tensor:
-    scales = weights if isinstance(weights, Tensor) else torch.tensor(list(weights), dtype=torch.float64)
-    if scales.shape != (len(tensors),):
+def _weights(weights: Sequence[float] | Tensor, tensors: Sequence[Tensor]) -> Tensor | list[float]:
+    shape = tuple(weights.shape) if isinstance(weights, Tensor) else (len(weights),)
+    if shape != (len(tensors),):
         raise errors.InputError(
             "permuted blend: wrong number of weights",
-            given=f"shape {tuple(scales.shape)}",
+            given=f"shape {shape}",
             expected=f"({len(tensors)},), one per tensor",
         )
-    return scales.to(torch.float64)
+    return weights.to(torch.float64) if isinstance(weights, Tensor) else [float(weight) for weight in weights]
 
 
-def _check_out(out: Tensor, tensors: Sequence[Tensor], scales: Tensor) -> None:
+def _check_out(out: Tensor, tensors: Sequence[Tensor]) -> None:
     first = tensors[0]
     if (out.shape, out.dtype, out.device) != (first.shape, first.dtype, first.device):
         raise errors.InputError(
@@ -196,7 +198,7 @@ def _check_out(out: Tensor, tensors: Sequence[Tensor], scales: Tensor) -> None:
             given=f"{tuple(out.shape)}, {out.dtype}, {out.device}",
             expected=f"{tuple(first.shape)}, {first.dtype}, {first.device}",
         )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, scales, *tensors)):
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (out, *tensors)):
         raise errors.InputError(
             "permuted blend: out= has no gradient",
             given="a tensor that requires grad",
@@ -213,91 +215,3 @@ def _overlaps(out: Tensor, tensor: Tensor, perms: Sequence[Tensor | None]) -> bo
         return False
     same_place = out.storage_offset() == tensor.storage_offset() and out.stride() == tensor.stride()
     return not same_place or any(perm is not None for perm in perms)
-
-
-# The operators take the permutations that are there and their places, tensor * rank + axis, since torch.library treats
-# a list with None in it differently from a list of tensors.
-
-
-def _present(flat: Sequence[Tensor | None]) -> tuple[list[Tensor], list[int]]:
-    return [perm for perm in flat if perm is not None], [place for place, perm in enumerate(flat) if perm is not None]
-
-
-def _grouped(perms: Sequence[Tensor], places: Sequence[int], k: int, rank: int) -> list[list[Tensor | None]]:
-    grouped: list[list[Tensor | None]] = [[None] * rank for _ in range(k)]
-    for perm, place in zip(perms, places, strict=True):
-        grouped[place // rank][place % rank] = perm
-    return grouped
-
-
-def _new(
-    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
-) -> Tensor:
-    out = torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-    _fill(out, tensors, weights, perms, places, backend)
-    return out
-
-
-def _fill(
-    out: Tensor,
-    tensors: Sequence[Tensor],
-    weights: Tensor,
-    perms: Sequence[Tensor],
-    places: Sequence[int],
-    backend: str,
-) -> None:
-    run = dispatch.implementation("permuted_lerp", backend, tensors)
-    run(out, tensors, weights.tolist(), _grouped(perms, places, len(tensors), out.dim()))
-
-
-_operator = torch.library.custom_op("pyalign::permuted_sum", _new, mutates_args=())
-_operator_out = torch.library.custom_op("pyalign::permuted_sum_out", _fill, mutates_args=("out",))
-
-
-@_operator.register_fake
-def _fake(
-    tensors: Sequence[Tensor], weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str
-) -> Tensor:
-    return torch.empty_like(tensors[0], memory_format=torch.contiguous_format)
-
-
-@_operator_out.register_fake
-def _fake_out(
-    out: Tensor,
-    tensors: Sequence[Tensor],
-    weights: Tensor,
-    perms: Sequence[Tensor],
-    places: Sequence[int],
-    backend: str,
-) -> None:
-    return None
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, weights, perms, ctx.places, ctx.backend = inputs
-    ctx.k = len(tensors)
-    ctx.moved = len(perms)
-    # The gradient of the weights is the only one that needs the tensors themselves.
-    ctx.weighted = weights.requires_grad
-    ctx.save_for_backward(weights, *perms, *(tensors if ctx.weighted else ()))
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    weights, *saved = ctx.saved_tensors
-    perms = _grouped(saved[: ctx.moved], ctx.places, ctx.k, gradient.dim())
-    for_tensors: list[Tensor | None] = [None] * ctx.k
-    for k, (axes, needed) in enumerate(zip(perms, ctx.needs_input_grad[0], strict=True)):
-        if needed:
-            inverse = [None if perm is None else torch.argsort(perm) for perm in axes]
-            scale = weights[k : k + 1]
-            for_tensors[k] = torch.ops.pyalign.permuted_sum([gradient], scale, *_present(inverse), ctx.backend)
-    for_weights = None
-    if ctx.weighted:
-        pairs = zip(saved[ctx.moved :], perms, strict=True)
-        sums = [(gradient * permute(tensor, axes)).sum(dtype=torch.float64) for tensor, axes in pairs]
-        for_weights = torch.stack(sums).to(weights.device)
-    # torch.library takes an empty list of integers for a list of no tensors and wants its like back.
-    return for_tensors, for_weights, [None] * ctx.moved, None if ctx.places else [], None
-
-
-_operator.register_autograd(_backward, setup_context=_save)

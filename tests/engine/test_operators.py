@@ -46,6 +46,14 @@ def test_opcheck_permuted_sum(grad, backend):
             torch.library.opcheck(OPERATORS.permuted_sum_out, (out, tensors, weights, perms, places, backend))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_opcheck_permuted_dots(grad, backend):
+    factor, *tensors = (torch.rand(4, 6, requires_grad=grad) for _ in range(3))
+    for perms, places in (([torch.randperm(4), torch.randperm(3)], [2, 3]), ([], [])):
+        torch.library.opcheck(OPERATORS.permuted_dots, (factor, tensors, perms, places, backend))
+
+
 COMPILERS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 
 

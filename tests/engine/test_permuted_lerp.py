@@ -8,7 +8,7 @@ from engine.helpers_engine import FLOATS, check_blend, permute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyalign import errors
+from pyalign import _cpu, errors
 from pyalign.engine import permuted_lerp, permuted_sum
 
 # shape, and for each axis how many indices its permutation has (0: none)
@@ -29,6 +29,11 @@ CASES = {
     "empty": ((0, 4), (0, 4)),
     "empty with indices": ((3, 0), (3, 0)),
     "ones": ((1, 7, 1), (1, 7, 1)),
+    "rows together": ((50, 131), (50, 131)),
+    "rows together, some left": ((37, 1100), (0, 1100)),
+    "wide convolution": ((19, 70, 3, 3), (19, 70, 0, 0)),
+    "runs of two": ((33, 140), (33, 70)),
+    "one long run": ((9, 3 * 700), (9, 3)),
 }
 
 
@@ -39,6 +44,12 @@ def random(shape, seed, dtype=torch.float32):
 def random_perms(counts, seed):
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(n, generator=generator) if n else None for n in counts]
+
+
+def listed(perms):
+    """Give the permutations that are there, and their places, as the operators take them."""
+    places = {k: perm for k, perm in enumerate(perm for axes in perms for perm in axes) if perm is not None}
+    return list(places.values()), list(places)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -98,6 +109,51 @@ def test_out(case, backend):
         assert torch.equal(pair[target], want) and torch.equal(pair[other], (a, b)[other])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("counts", [(0, 0), (3001, 0), (0, 1101), (3001, 1101), (0, 367)], ids=str)
+def test_tensors_beyond_the_caches(counts, dtype):
+    """Their results are stored past the caches, from whatever address on."""
+    shape = (3001, 1101) if dtype == torch.float32 else (2 * 3001, 1101)
+    counts = (counts[0] and shape[0], counts[1])
+    a, b, perms = random(shape, 1, dtype), random(shape, 2, dtype), random_perms(counts, 3)
+    memory = torch.full((a.numel() + 9,), float("nan"), dtype=dtype)
+    out = memory[5:-4].view(shape)
+    check_blend(permuted_lerp(a, b, 0.3, perms, out=out, backend="cpu"), [a, b], [0.7, 0.3], [None, perms])
+    assert memory[:5].isnan().all() and memory[-4:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_results_do_not_depend_on_threads(case, dtype):
+    shape, counts = CASES[case]
+    tensors = [random(shape, k, dtype) for k in range(3)]
+    perms = [random_perms(counts, k) for k in range(3)]
+    factor = random(shape, 4, dtype)
+    given = factor, tensors, *listed(perms), "cpu"
+    answers = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        total = permuted_sum(tensors, [0.3, -0.5, 0.9], perms, backend="cpu")
+        answers.append((total, torch.ops.pyalign.permuted_dots(*given)))
+    assert all(torch.equal(x, y) for other in answers[1:] for x, y in zip(answers[0], other, strict=True))
+
+
+@pytest.mark.parametrize("simd", _cpu.simd_paths())
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_every_simd_path(case, dtype, simd):
+    shape, counts = CASES[case]
+    a, b, perms = random(shape, 1, dtype), random(shape, 2, dtype), random_perms(counts, 3)
+    _cpu.use_simd(simd)
+    try:
+        check_blend(permuted_lerp(a, b, 0.3, perms, backend="cpu"), [a, b], [0.7, 0.3], [None, perms])
+        got = torch.ops.pyalign.permuted_dots(a, [b], *listed([perms]), "cpu")
+    finally:
+        _cpu.use_simd(_cpu.simd_paths()[-1])
+    products = a.double() * permute(b.double(), perms)
+    assert torch.allclose(got[0], products.sum(), rtol=0, atol=1e-14 * (1 + products.abs().sum().item()))
+
+
 def test_out_that_overlaps_an_input_elsewhere(backend):
     memory = random((60,), 1)
     a, b, out = memory[:40].clone(), memory[5:45], memory[10:50]
@@ -140,6 +196,19 @@ def test_many_tensors(dtype, backend):
     assert permuted_sum(tensors, [0.0] * 5, backend=backend).abs().max() == 0.0
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_many_wide_tensors(dtype):
+    """More filed rows than a cache holds: the tensors are added one after another, with the same result."""
+    shape, k = (34, 5003), 12
+    tensors = [random(shape, i, dtype) for i in range(k)]
+    weights = [(-0.8) ** i for i in range(k)]
+    perms = [random_perms(shape, 20 + i) if i % 4 else None for i in range(k)]
+    got = permuted_sum(tensors, weights, perms, backend="cpu")
+    check_blend(got, tensors, weights, perms)
+    moved = [permute(tensor, axes) for tensor, axes in zip(tensors, perms, strict=True)]
+    assert torch.equal(permuted_sum(moved, weights, backend="cpu"), got)
+
+
 def test_t_as_a_tensor(backend):
     a, b = random((5, 5), 1), random((5, 5), 2)
     for dtype in (torch.float32, torch.float64):
@@ -168,6 +237,16 @@ def test_gradients(case, backend):
         strict=True,
     ):
         assert torch.allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_gradient_that_is_one_number_everywhere(backend):
+    """The gradient of a sum is expanded: all its strides are 0."""
+    a, b = (random((70, 90), k).requires_grad_() for k in (1, 2))
+    t = torch.tensor(0.3, requires_grad=True)
+    perms = random_perms((70, 90), 3)
+    permuted_lerp(a, b, t, perms, backend=backend).sum().backward()
+    assert torch.allclose(b.grad, torch.full_like(b, 0.3)) and torch.allclose(a.grad, torch.full_like(a, 0.7))
+    assert torch.allclose(t.grad, (b - a).sum(), rtol=1e-5)
 
 
 def test_gradcheck(backend):

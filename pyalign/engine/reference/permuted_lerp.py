@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyalign.engine import outcomes
 
-__all__ = ["permute", "permuted_sum"]
+__all__ = ["permute", "permuted_dots", "permuted_sum"]
 
 
 def permuted_sum(
@@ -27,6 +27,12 @@ def permuted_sum(
     for tensor, weight, axes in terms:
         total = total + weight * permute(tensor, axes).to(wide)
     out.copy_(total.expand(out.shape))
+
+
+def permuted_dots(factor: Tensor, tensors: Sequence[Tensor], perms: Sequence[Sequence[Tensor | None]]) -> Tensor:
+    """Give the (k,) float64 sums over all entries of factor times each permuted tensor."""
+    wide = factor.to(torch.float64)
+    return torch.stack([(wide * permute(t, p)).sum() for t, p in zip(tensors, perms, strict=True)])
 
 
 def permute(tensor: Tensor, perms: Sequence[Tensor | None]) -> Tensor:
