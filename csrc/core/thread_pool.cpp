@@ -45,11 +45,16 @@ using OpenMPParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 std::atomic<bool> forked{false};  // a forked child has none of the runtime's threads, and the runtime does not know
 
-OpenMPParallel openmp_parallel() {
+// Null where there is none, or where it would need threads that torch has not asked it for: it ends the process when
+// the system refuses one.
+OpenMPParallel openmp_parallel(int workers) {
 #if defined(__linux__) && !defined(__SANITIZE_THREAD__)
     static const auto parallel = reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    return forked.load(std::memory_order_relaxed) ? nullptr : parallel;
+    static const auto most = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"));
+    const bool usable = parallel && most && !forked.load(std::memory_order_relaxed) && workers <= most();
+    return usable ? parallel : nullptr;
 #else
+    static_cast<void>(workers);
     return nullptr;
 #endif
 }
@@ -209,7 +214,7 @@ void run_on_threads(int workers, const std::function<void(int)>& body, Interrupt
         ~Release() { held.release(); }
     } guard{the_pool()};
     Job job(workers, body);
-    if (const OpenMPParallel parallel = openmp_parallel()) {
+    if (const OpenMPParallel parallel = openmp_parallel(workers)) {
         run_on_openmp(parallel, job, interrupt);
     } else {
         guard.held.run(job, interrupt);
