@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 def build() -> dict[str, str]:
     """What the module was compiled with and the SIMD path in use."""
 
@@ -33,6 +36,14 @@ def linear_assignment(
     costs: list[Any], maximize: bool, start: list[Any], answers: list[Any], threads: int
 ) -> tuple[int, int, int, int, int] | None:
     """Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers."""
+
+def assign_matrix(
+    cost: Any, maximize: bool, perm: NDArray[np.int64], numbers: NDArray[np.float64], threads: int
+) -> tuple[int, int, int, int, int] | None:
+    """Fill perm and the row duals, column duals, gap and objective of one matrix; None, or the failure."""
+
+def assign_array(cost: object, maximize: bool, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."""
 
 def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:
     """Write the weighted sum of the permuted tensors to out; terms of weight zero are not read."""

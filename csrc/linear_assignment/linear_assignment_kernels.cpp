@@ -1,144 +1,312 @@
 // Row scans of the assignment solver. Costs are widened to double in registers, never in memory.
 #include "linear_assignment/linear_assignment_kernels.h"
 
-#include <limits>
-
-#include "core/vector.h"
+#include "linear_assignment/eight.h"
 
 namespace pyalign {
 namespace PYALIGN_SIMD {
 namespace {
 
-constexpr int kLanes = Lanes<double>::count;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kKept = 24;  // of the candidates that are too many
 
-// Whether the pair (a, i) comes before (b, j): by value, then by index.
-PYALIGN_INLINE bool before(double a, int64_t i, double b, int64_t j) {
-    return a < b || (a == b && i < j);
+// The last columns of a row; infinite behind them.
+template <typename Cost>
+PYALIGN_INLINE Eight last_costs(const Cost* row, int32_t j, int32_t m, double sign) {
+    double lanes[8];
+    for (int k = 0; k < 8; ++k) lanes[k] = j + k < m ? sign * static_cast<double>(row[j + k]) : kInfinity;
+    return load_eight(static_cast<const double*>(lanes));
 }
 
-PYALIGN_INLINE void insert(Smallest& s, double value, int64_t at) {
-    if (!(value < kInfinity)) return;
-    if (before(value, at, s.first, s.first_at)) {
-        s.second = s.first, s.second_at = s.first_at;
-        s.first = value, s.first_at = at;
-    } else if (before(value, at, s.second, s.second_at)) {
-        s.second = value, s.second_at = at;
+// Calls body(j, costs of the eight columns from j) for the whole row.
+template <typename Cost, typename Body>
+PYALIGN_INLINE void each_eight(const Cost* row, int32_t m, double sign, const Body& body) {
+    const Eight signs = all_eight(sign);
+    int32_t j = 0;
+    for (; j + 8 <= m; j += 8) body(j, load_eight(row + j) * signs);
+    if (j < m) body(j, last_costs(row, j, m, sign));
+}
+
+// The columns j, ..., j + 63 for which test(j, costs of eight columns) has set bits.
+template <typename Cost, typename Test>
+PYALIGN_INLINE Lanes64 block_where(const Cost* row, int32_t j, int32_t m, double sign, const Test& test) {
+    const Eight signs = all_eight(sign);
+    Lanes64 bits = 0;
+    if (j + 64 <= m) {
+        for (int k = 0; k < 64; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k) * signs)) << k;
+        return bits;
+    }
+    int32_t k = 0;
+    for (; j + k + 8 <= m; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k) * signs)) << k;
+    if (j + k < m) bits |= static_cast<Lanes64>(test(j + k, last_costs(row, j + k, m, sign))) << k;
+    return m - j < 64 ? bits & ((Lanes64{1} << (m - j)) - 1) : bits;
+}
+
+// The two smallest of a stream, lane by lane.
+struct Pair {
+    Eight first = all_eight(kInfinity), second = all_eight(kInfinity);
+
+    PYALIGN_METHOD void add(Eight key) {
+        second = lesser(greater(first, key), second);
+        first = lesser(key, first);
+    }
+
+    PYALIGN_METHOD Smallest result() const {
+        Smallest s{kInfinity, kInfinity, -1};
+        two_least_of(first, second, &s.first, &s.second);
+        return s;
+    }
+};
+
+template <typename Cost, typename KeyOf>
+PYALIGN_INLINE void find_first(const Cost* row, int32_t m, double sign, Smallest* s, const KeyOf& key_of) {
+    if (!(s->first < kInfinity)) return;
+    const Eight value = all_eight(s->first);
+    for (int32_t j = 0; j < m; j += 64) {
+        const auto here = block_where(row, j, m, sign, [&](int32_t k, Eight cost) PYALIGN_INLINED {
+            return lanes_equal(key_of(k, cost), value);
+        });
+        if (here) {
+            s->first_at = j + lowest(here);
+            return;
+        }
     }
 }
 
 template <typename Cost>
-bool usable(const Cost* row, int64_t m, double sign) {
-    const VectorD signs = broadcast(sign), low = broadcast(-kInfinity);
-    VectorI above = index_from(-1, 0);
-    int64_t j = 0;
-    for (; j + kLanes <= m; j += kLanes) {
-        above = choose(less(low, load_as_double(row + j) * signs), above, index_from(0, 0));
-    }
-    bool all = true;
-    for (int k = 0; k < kLanes; ++k) all &= above[k] != 0;
-    for (; j < m; ++j) all &= sign * static_cast<double>(row[j]) > -kInfinity;
-    return all;
+bool least(const Cost* row, int32_t m, double sign, Smallest* s) {
+    Pair pair;
+    const Eight low = all_eight(-kInfinity);
+    Lanes8 usable = 0xff;
+    each_eight(row, m, sign, [&](int32_t, Eight cost) PYALIGN_INLINED {
+        usable &= lanes_less(low, cost);
+        pair.add(cost);
+    });
+    *s = pair.result();
+    find_first(row, m, sign, s, [](int32_t, Eight cost) PYALIGN_INLINED { return cost; });
+    return usable == 0xff;
 }
 
 template <typename Cost>
-void lower(const Cost* row, int64_t m, double sign, int64_t i, double* best, int64_t* at) {
-    const VectorD signs = broadcast(sign);
-    const VectorI here = index_from(i, 0);
-    int64_t j = 0;
-    for (; j + kLanes <= m; j += kLanes) {
-        const VectorD cost = load_as_double(row + j) * signs, old = load(best + j);
-        const VectorI falls = less(cost, old);
-        store(best + j, choose(falls, cost, old));
-        store_index(at + j, choose(falls, here, load_index(at + j)));
-    }
-    for (; j < m; ++j) {
-        const double cost = sign * static_cast<double>(row[j]);
-        if (cost < best[j]) best[j] = cost, at[j] = i;
-    }
-}
-
-template <typename Cost>
-Smallest smallest(const Cost* row, const double* v, int64_t m, double sign) {
-    const VectorD signs = broadcast(sign);
-    VectorD first = broadcast(kInfinity), second = first;
-    VectorI first_at = index_from(-1, 0), second_at = first_at, index = index_from(0, 1);
-    const VectorI step = index_from(kLanes, 0);
-    int64_t j = 0;
-    for (; j + kLanes <= m; j += kLanes) {
-        const VectorD key = load_as_double(row + j) * signs - load(v + j);
-        const VectorI leads = less(key, first), follows = less(key, second);
-        // What was first becomes second whenever it is beaten, so among equals the lower index stays ahead.
-        second_at = choose(leads, first_at, choose(follows, index, second_at));
-        second = choose(leads, first, choose(follows, key, second));
-        first_at = choose(leads, index, first_at);
-        first = choose(leads, key, first);
-        index = next(index, step);
-    }
-    Smallest s{kInfinity, kInfinity, -1, -1};
-    for (int k = 0; k < kLanes; ++k) {
-        insert(s, first[k], first_at[k]);
-        insert(s, second[k], second_at[k]);
-    }
-    for (; j < m; ++j) insert(s, sign * static_cast<double>(row[j]) - v[j], j);
+Smallest smallest(const Cost* row, const double* v, int32_t m, double sign) {
+    const auto key_of = [v](int32_t j, Eight cost) PYALIGN_INLINED { return cost - load_eight(v + j); };
+    Pair pair;
+    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED { pair.add(key_of(j, cost)); });
+    Smallest s = pair.result();
+    find_first(row, m, sign, &s, key_of);
     return s;
 }
 
 template <typename Cost>
-Smallest relax(const Cost* row, const double* v, int64_t m, double sign, double h, int64_t i, double* distance,
-               int64_t* from) {
-    const VectorD signs = broadcast(sign), hs = broadcast(h), infinity = broadcast(kInfinity),
-                  done = broadcast(-kInfinity);
-    const VectorI here = index_from(i, 0), step = index_from(kLanes, 0);
-    VectorD first = infinity;
-    VectorI first_at = index_from(-1, 0), index = index_from(0, 1);
-    int64_t j = 0;
-    for (; j + kLanes <= m; j += kLanes) {
-        const VectorD reach = (load_as_double(row + j) * signs - load(v + j)) - hs, old = load(distance + j);
-        const VectorI falls = less(reach, old);
-        const VectorD now = choose(falls, reach, old);
-        store(distance + j, now);
-        store_index(from + j, choose(falls, here, load_index(from + j)));
-        const VectorD key = choose(equal(now, done), infinity, now);
-        const VectorI leads = less(key, first);
-        first_at = choose(leads, index, first_at);
-        first = choose(leads, key, first);
-        index = next(index, step);
+int32_t tight(const Cost* row, const double* v, int32_t m, double sign, double value, int32_t* columns) {
+    const Eight values = all_eight(value);
+    int32_t size = 0;
+    for (int32_t j = 0; j < m; j += 64) {
+        Lanes64 here = block_where(row, j, m, sign, [&](int32_t k, Eight cost) PYALIGN_INLINED {
+            return lanes_equal(cost - load_eight(v + k), values);
+        });
+        for (; here; here &= here - 1) columns[size++] = j + lowest(here);
     }
-    Smallest s{kInfinity, kInfinity, -1, -1};
-    for (int k = 0; k < kLanes; ++k) insert(s, first[k], first_at[k]);
-    for (; j < m; ++j) {
-        const double reach = (sign * static_cast<double>(row[j]) - v[j]) - h;
-        if (reach < distance[j]) distance[j] = reach, from[j] = i;
-        if (distance[j] != -kInfinity) insert(s, distance[j], j);
+    return size;
+}
+
+// Candidates in the order in which they were met, with their reduced costs.
+struct Candidates {
+    double key[kMostCandidates + 64];
+    int32_t column[kMostCandidates + 64];
+    int32_t size = 0;
+
+    // Keeps the kKept smallest (the earlier among equals) and gives the smallest of the others.
+    double shrink() {
+        for (int32_t a = 1; a < size; ++a) {
+            const double moving = key[a];
+            const int32_t at = column[a];
+            int32_t b = a;
+            for (; b > 0 && moving < key[b - 1]; --b) key[b] = key[b - 1], column[b] = column[b - 1];
+            key[b] = moving, column[b] = at;
+        }
+        size = kKept;
+        return key[kKept];
     }
-    return s;
+};
+
+// The largest of eight minima over columns j mod 8: at least eight columns, on average 22, are not above it.
+template <typename Cost>
+PYALIGN_INLINE bool bound_of(const Cost* row, const double* v, int32_t m, double sign, double* bound) {
+    const Eight low = all_eight(-kInfinity);
+    Eight minima = all_eight(kInfinity);
+    Lanes8 usable = 0xff;
+    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
+        usable &= lanes_less(low, cost);
+        minima = lesser(cost - load_eight(v + j), minima);
+    });
+    *bound = greatest_of(minima);
+    return usable == 0xff;
 }
 
 template <typename Cost>
-bool feasible(const Cost* row, const double* v, int64_t m, double sign, double u) {
-    const VectorD signs = broadcast(sign), us = broadcast(u);
-    VectorI broken = index_from(0, 0);
-    const VectorI yes = index_from(-1, 0);
-    int64_t j = 0;
-    for (; j + kLanes <= m; j += kLanes) {
-        broken = choose(less(load_as_double(row + j) * signs, load(v + j) + us), yes, broken);
+int32_t choose_candidates(const Cost* row, const double* v, int32_t m, double sign, uint32_t seed, int32_t* columns,
+                          double* costs, double* floor) {
+    double bound;
+    if (!bound_of(row, v, m, sign, &bound)) return -1;
+    Candidates found;
+    bool cut = false;
+    const int32_t blocks = (m + 63) / 64;
+    int32_t block = static_cast<int32_t>((seed * 2654435761u >> 8) % static_cast<uint32_t>(blocks));
+    for (int32_t k = 0; k < blocks; ++k, block = block + 1 == blocks ? 0 : block + 1) {
+        const Eight bounds = all_eight(cut || !(bound < kInfinity) ? bound : -below(-bound));
+        Lanes64 here = block_where(row, 64 * block, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
+            return lanes_less(cost - load_eight(v + j), bounds);
+        });
+        for (; here; here &= here - 1) {
+            const int32_t j = 64 * block + lowest(here);
+            found.key[found.size] = sign * static_cast<double>(row[j]) - v[j], found.column[found.size++] = j;
+        }
+        if (found.size > kMostCandidates) {
+            bound = found.shrink();
+            cut = true;
+        }
     }
-    bool any = false;
-    for (int k = 0; k < kLanes; ++k) any |= broken[k] != 0;
-    for (; j < m; ++j) any |= sign * static_cast<double>(row[j]) < v[j] + u;
-    return !any;
+    // Without a cut, all columns at the bound are candidates.
+    *floor = found.size == m || !(bound < kInfinity) ? kInfinity : cut ? bound : -below(-bound);
+    for (int32_t k = 0; k < found.size; ++k) {
+        columns[k] = found.column[k];
+        costs[k] = sign * static_cast<double>(row[found.column[k]]);
+    }
+    for (int32_t k = found.size; k % 8; ++k) columns[k] = 0, costs[k] = kInfinity;
+    return found.size;
+}
+
+template <typename Cost>
+double relax(const Cost* row, const double* v, int32_t m, double sign, double h, int32_t i, double* distance,
+             int32_t* from) {
+    const Eight hs = all_eight(h);
+    Eight minima = all_eight(kInfinity);
+    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
+        const Eight reach = (cost - load_eight(v + j)) - hs, old = load_eight(static_cast<const double*>(distance + j));
+        const Eight now = lesser(reach, old);
+        store_eight(distance + j, now);
+        set_lanes(from + j, lanes_less(reach, old), i);
+        minima = lesser(now, minima);
+    });
+    return least_of(minima);
+}
+
+// Writes the values in the lanes of a set, with the columns of those lanes.
+template <typename ColumnOf>
+PYALIGN_INLINE void append(Lanes8 here, Eight values, int32_t* columns, double* at, int32_t* count,
+                           const ColumnOf& column_of) {
+    if (!here) return;
+    double lanes[8];
+    store_eight(lanes, values);
+    for (; here; here &= here - 1) {
+        columns[*count] = column_of(lowest(here));
+        at[(*count)++] = lanes[lowest(here)];
+    }
+}
+
+template <typename Cost>
+int32_t reach(const Cost* row, const double* v, int32_t m, double sign, double h, const double* distance, double limit,
+              int32_t* reached, double* reached_at) {
+    const Eight hs = all_eight(h), limits = all_eight(limit);
+    int32_t count = 0;
+    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
+        const Eight at = (cost - load_eight(v + j)) - hs;
+        append(lanes_less(at, lesser(load_eight(distance + j), limits)), at, reached, reached_at, &count,
+               [j](int lane) { return j + lane; });
+    });
+    return count;
+}
+
+template <typename Cost>
+double price(const Cost* row, const double* v, int32_t m, double sign) {
+    Eight minima = all_eight(kInfinity);
+    each_eight(row, m, sign,
+               [&](int32_t j, Eight cost) PYALIGN_INLINED { minima = lesser(cost - load_eight(v + j), minima); });
+    double u = least_of(minima);
+    // u + v may round up past the cost by one unit.
+    for (bool feasible = false; !feasible; u = feasible ? u : below(u)) {
+        Lanes8 broken = 0;
+        const Eight us = all_eight(u);
+        each_eight(row, m, sign,
+                   [&](int32_t j, Eight cost) PYALIGN_INLINED { broken |= lanes_less(cost, load_eight(v + j) + us); });
+        feasible = !broken;
+    }
+    return u;
 }
 
 template <typename Cost>
 constexpr AssignmentKernels<Cost> kernels() {
-    return {usable<Cost>, lower<Cost>, smallest<Cost>, relax<Cost>, feasible<Cost>};
+    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>, relax<Cost>, reach<Cost>, price<Cost>};
+}
+
+Smallest smallest_listed(const int32_t* columns, const double* costs, int32_t size, const double* v) {
+    Eight keys[kMostCandidates / 8];
+    Pair pair;
+    for (int32_t k = 0; k < size; k += 8) {
+        keys[k / 8] = load_eight(costs + k) - gather_eight(v, columns + k);
+        pair.add(keys[k / 8]);
+    }
+    Smallest s = pair.result();
+    const Eight value = all_eight(s.first);
+    for (int32_t k = 0; k < size && s.first < kInfinity; k += 8) {
+        const Lanes8 here = lanes_equal(keys[k / 8], value);
+        if (here) {
+            s.first_at = columns[k + lowest(here)];
+            break;
+        }
+    }
+    return s;
+}
+
+int32_t reach_listed(const int32_t* columns, const double* costs, int32_t size, const double* v, double h,
+                     const double* distance, double limit, int32_t* reached, double* reached_at) {
+    const Eight hs = all_eight(h), limits = all_eight(limit);
+    int32_t count = 0;
+    for (int32_t k = 0; k < size; k += 8) {
+        const Eight at = (load_eight(costs + k) - gather_eight(v, columns + k)) - hs;
+        append(lanes_less(at, lesser(gather_eight(distance, columns + k), limits)), at, reached, reached_at, &count,
+               [=](int lane) { return columns[k + lane]; });
+    }
+    return count;
+}
+
+double price_listed(const int32_t* columns, const double* costs, int32_t size, const double* v) {
+    double u = smallest_listed(columns, costs, size, v).first;
+    for (bool feasible = false; !feasible; u = feasible ? u : below(u)) {
+        Lanes8 broken = 0;
+        for (int32_t k = 0; k < size; k += 8) {
+            broken |= lanes_less(load_eight(costs + k), gather_eight(v, columns + k) + all_eight(u));
+        }
+        feasible = !broken;
+    }
+    return u;
+}
+
+int32_t equal_to(const double* values, int32_t m, double value, int32_t* columns) {
+    const Eight wanted = all_eight(value);
+    int32_t size = 0;
+    for (int32_t j = 0; j < m; j += 8) {
+        for (Lanes8 here = lanes_equal(load_eight(values + j), wanted); here; here &= here - 1) {
+            if (j + lowest(here) < m) columns[size++] = j + lowest(here);
+        }
+    }
+    return size;
 }
 
 }  // namespace
 
 const AssignmentTable& assignment_table() {
-    static const AssignmentTable table = {kernels<float>(), kernels<double>(), kernels<int32_t>(), kernels<int64_t>()};
+    static const AssignmentTable table = {kernels<float>(),
+                                          kernels<double>(),
+                                          kernels<int8_t>(),
+                                          kernels<uint8_t>(),
+                                          kernels<int16_t>(),
+                                          kernels<int32_t>(),
+                                          kernels<int64_t>(),
+                                          smallest_listed,
+                                          reach_listed,
+                                          price_listed,
+                                          equal_to};
     return table;
 }
 

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.utils.dlpack
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign.engine import outcomes
@@ -30,7 +32,16 @@ else:
 # A capsule made this way costs a tenth of the call to Tensor.__dlpack__.
 export: Callable[[Tensor], object] = torch.utils.dlpack.to_dlpack  # type: ignore[attr-defined]
 
-__all__ = ["MISSING", "build", "cross_moments", "linear_assignment", "permuted_dots", "permuted_sum"]
+__all__ = [
+    "MISSING",
+    "assign_array",
+    "assign_matrix",
+    "build",
+    "cross_moments",
+    "linear_assignment",
+    "permuted_dots",
+    "permuted_sum",
+]
 
 
 def build() -> dict[str, str]:
@@ -75,6 +86,25 @@ def linear_assignment(
     if outcome is not None:
         raise outcomes.assignment_error(*outcome, cost=costs[outcome[1]], maximize=maximize, many=len(costs) > 1)
     return answers
+
+
+def assign_matrix(cost: Tensor, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Solve one matrix: the permutation; row duals, column duals, gap and objective one after another."""
+    n, m = cost.shape
+    perm, numbers = np.empty(n, np.int64), np.empty(n + m + 2)
+    outcome = _cpu.assign_matrix(export(cost), maximize, perm, numbers, torch.get_num_threads())
+    if outcome is not None:
+        raise outcomes.assignment_error(*outcome, cost=cost, maximize=maximize, many=False)
+    return perm, numbers
+
+
+def assign_array(cost: object, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    """Give the pairs of one numpy matrix, or None: another kind of array, no answer, no compiled module."""
+    if MISSING:
+        return None
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]] | None
+    pairs = _cpu.assign_array(cost, maximize, torch.get_num_threads())
+    return pairs
 
 
 def permuted_sum(

@@ -34,6 +34,7 @@ __all__ = [
     "function",
     "gradient",
     "implementation",
+    "plain_cost",
 ]
 
 BACKENDS = ("auto", "cuda", "triton", "cpu", "reference")
@@ -125,6 +126,8 @@ OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType
 )
 
 _warned = False
+_PLAIN_COSTS = frozenset(COSTS)
+_PLAIN_BACKENDS = () if cpu.MISSING else ("auto", "cpu")
 
 
 def choose(operation: str, backend: str, tensors: Sequence[Tensor]) -> str:
@@ -189,6 +192,19 @@ def direct(tensors: Sequence[Tensor]) -> bool:
         return False
     plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
     return plain and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+def plain_cost(tensor: object, backend: str) -> bool:
+    """Whether this is an ordinary matrix for the "cpu" linear assignment, about which there is nothing to decide."""
+    return (
+        type(tensor) is Tensor
+        and not torch.compiler.is_compiling()
+        and tensor.is_cpu
+        and tensor.ndim == 2
+        and tensor.dtype in _PLAIN_COSTS
+        and backend in _PLAIN_BACKENDS
+        and not tensor.requires_grad
+    )
 
 
 def _refusal(operation: str, backend: str, tensors: Sequence[Tensor]) -> errors.BackendError:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign import errors
-from pyalign.engine import dispatch
+from pyalign.engine import cpu, dispatch
 
 __all__ = ["Assignment", "linear_assignment", "linear_sum_assignment"]
 
@@ -41,6 +41,28 @@ class Assignment:
     objective: Tensor | Several
     maximize: bool
     backend: str
+
+    @classmethod
+    def _of_arrays(cls, perm: NDArray[np.int64], numbers: NDArray[np.float64], maximize: bool) -> Assignment:
+        """One matrix, solved by the compiled module. Tensors, dearer than a small problem, are made when asked for."""
+        answer = object.__new__(cls)
+        answer.__dict__.update(_perm=perm, _numbers=numbers, maximize=maximize, backend="cpu")
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        """Make the tensor of a field that has none yet."""
+        numbers = self.__dict__.get("_numbers")
+        if numbers is None or name not in ("perm", "row_duals", "col_duals", "gap", "objective"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        n = len(self._perm)
+        if name == "perm":
+            field = torch.from_numpy(self._perm)
+        elif name.endswith("duals"):
+            field = torch.from_numpy(numbers)[:n] if name == "row_duals" else torch.from_numpy(numbers)[n:-2]
+        else:
+            field = torch.from_numpy(numbers)[-2 if name == "gap" else -1]
+        self.__dict__[name] = field
+        return field
 
 
 def linear_assignment(
@@ -77,6 +99,8 @@ def linear_assignment(
         >>> answer.perm.tolist(), answer.objective.item(), answer.gap.item()
         ([1, 0, 2], 5.0, 0.0)
     """
+    if start is None and dispatch.plain_cost(cost, backend):
+        return Assignment._of_arrays(*cpu.assign_matrix(cost, bool(maximize)), bool(maximize))  # type: ignore[arg-type]
     many = not isinstance(cost, Tensor)
     matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
     if not matrices:
@@ -115,6 +139,10 @@ def linear_sum_assignment(cost: Any, maximize: bool = False) -> tuple[NDArray[np
         >>> columns.tolist()
         [1, 0, 2]
     """
+    if type(cost) is np.ndarray:
+        pairs = cpu.assign_array(cost, bool(maximize))
+        if pairs is not None:
+            return pairs
     answer = linear_assignment(_matrix(cost), maximize)
     assert isinstance(answer.perm, Tensor)
     perm = answer.perm.cpu().numpy()
