@@ -31,10 +31,10 @@ class Effort:
             not those of the contestant before.
     """
 
-    seconds: float = 1.5
+    seconds: float = 1.0
     repeats: int = 30
     longest: float = 20.0
-    slow: float = 2.0
+    slow: float = 1.5
     far: float = 3.0
     short: float = 0.05
 

@@ -48,7 +48,7 @@ def fill(results: Sequence[Result], settings: Mapping[str, Any], means: Sequence
         ROOT
         / "docs"
         / "speed.md": f"![Time of linear assignment over n](images/{PLOT})\n\n{short(results)}\n{note}\n\n"
-        + "\n".join(table(("case", "measured", "at most"), _missed(judged))),
+        + "\n".join(["Gates that were missed:", "", *table(("case", "measured", "at most"), _missed(judged))]),
     }
     pages = {page: filled(page.read_text(encoding="utf-8"), text) for page, text in content.items()}
     for page, text in pages.items():

@@ -67,9 +67,10 @@ def line(result: Result) -> str:
 def write(folder: Path, results: Sequence[Result], settings: dict[str, Any]) -> None:
     """Write JSON, Markdown and plots, each whole or not at all."""
     content = json.dumps(to_json(results, settings, MEAN_GATES), indent=1) + "\n"
+    text = report(results, settings, MEAN_GATES)
     writers: dict[str, Callable[[Path], Any]] = {
         "speed.json": lambda path: path.write_text(content, encoding="utf-8"),
-        "speed.md": lambda path: path.write_text(report(results, settings, MEAN_GATES), encoding="utf-8"),
+        "speed.md": lambda path: path.write_text(text, encoding="utf-8"),
     }
     for name in dict.fromkeys(r.operation for r in results if r.timings):
         writers[f"speed_{name}.png"] = lambda path, name=name: draw(results, name, path)
@@ -81,8 +82,10 @@ def write(folder: Path, results: Sequence[Result], settings: dict[str, Any]) -> 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--operation", nargs="+", default=[], choices=list(OPERATIONS), help="only these (default all)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose name contains TEXT")
     parser.add_argument("--quick", action="store_true", help="small inputs, a few seconds")
-    parser.add_argument("--max-n", type=int, help="largest linear assignment problem (default 8192)")
+    parser.add_argument("--max-n", type=int, help="largest assignment problem (default 8192)")
+    parser.add_argument("--longest", type=float, default=20.0, help="skip what is predicted to take more seconds")
     parser.add_argument("--repeats", type=int, default=30, help="most samples per contestant and case (default 30)")
     parser.add_argument("--threads", type=int, default=2, help="torch and engine threads (default 2)")
     parser.add_argument(
@@ -115,8 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = {**describe(), "quick": str(options.quick)}
         print(*(f"{key}: {value}" for key, value in settings.items()), sep="\n", end="\n\n")
-        chosen = cases(options.operation, options.quick, options.max_n, options.threads)
-        effort = Effort(seconds=0.05 if options.quick else Effort.seconds, repeats=options.repeats)
+        every = cases(options.operation, options.quick, options.max_n, options.threads)
+        chosen = [case for case in every if options.only in case.name]
+        shortly = 0.05 if options.quick else Effort.seconds
+        effort = Effort(seconds=shortly, repeats=options.repeats, longest=options.longest)
         results = run(chosen, effort, tqdm.write)
     finally:
         torch.set_num_threads(threads)
