@@ -15,6 +15,8 @@ from benchmarks.record import Case, Contest, Contestant, Result, Timing
 
 SHORTEST = 2e-4
 """Seconds that one sample lasts at least: quicker contestants run several times in it."""
+FEWEST = ((0.2, 5), (1.0, 3), (3.0, 1), (math.inf, 0))
+"""Fewest rounds, after the first run, of a case whose slowest contestant takes less than so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _alternated(running: Sequence[Contestant], first: dict[str, float], effort: 
     for round_ in range(effort.repeats):
         longest = max((first[c.name] for c in again), default=0.0)
         elapsed = time.perf_counter() - began
-        enough = round_ >= (5 if longest < 0.2 else 3 if longest < 1.0 else 1)
+        enough = round_ >= next(rounds for seconds, rounds in FEWEST if longest < seconds)
         if enough and elapsed > effort.seconds:
             break
         start = round_ % max(len(again), 1)
