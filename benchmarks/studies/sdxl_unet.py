@@ -44,19 +44,6 @@ def reduced(widths: int, depths: int) -> Plan:
     )
 
 
-class Bar:
-    """Progress by phase: the search says nothing between its sweeps that a bar of its own could show."""
-
-    def __init__(self, phases: int) -> None:
-        self.bar = tqdm(total=phases, unit="phase", disable=None)
-
-    def begin(self, name: str) -> None:
-        self.bar.set_description(name)
-
-    def end(self) -> None:
-        self.bar.update()
-
-
 def matched(a: nn.Module, b: nn.Module, inputs: tuple[Tensor, ...], sweeps: int = 100) -> dict[str, Any]:
     """Derive the symmetry and match the weights; seconds of each phase, sizes, and the objective before and after.
 
@@ -122,8 +109,9 @@ def markdown(record: dict[str, Any]) -> str:
         f"Random bfloat16 weights. The full U-Net has {record['full parameters']:,} parameters; the reduced one has "
         f"channels {plan['channels']}, transformers of depth {plan['depths']}, in the middle {plan['middle']}.",
         "",
-        f"At the block's rate per parameter the full U-Net would take {record['estimate for full'] / 60:.1f} minutes and "
-        f"the reduced one {record['estimate for reduced']:.0f} s; it took {columns['reduced U-Net']['seconds matching']:.0f} s.",
+        f"At the block's rate per parameter the full U-Net would take {record['estimate for full'] / 60:.1f} minutes, "
+        f"the reduced one {record['estimate for reduced']:.0f} s; it took "
+        f"{record['reduced']['seconds matching']:.0f} s.",
         "",
         ", ".join(f"{key} {value}" for key, value in record["machine"].items()) + ".",
     ]
@@ -131,7 +119,9 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,13 +137,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = reduced(options.widths, options.depths)
     with torch.device("meta"):
         full = parameters(UNet(Plan()))
-    bar = Bar(2)
-    bar.begin("one block, full size")
-    first = {**block(Plan()), "peak memory so far, MiB": peak()}
-    bar.end()
-    bar.begin("reduced U-Net")
-    second = {**whole(plan, options.sweeps), "peak memory so far, MiB": peak()}
-    bar.end()
+    with tqdm(total=2, desc="one block, full size", unit="part", disable=None) as bar:
+        first = {**block(Plan()), "peak memory so far, MiB": peak()}
+        bar.update()
+        bar.set_description("reduced U-Net")
+        second = {**whole(plan, options.sweeps), "peak memory so far, MiB": peak()}
+        bar.update()
     record = {
         "machine": describe(),
         "full parameters": full,
