@@ -108,16 +108,24 @@ def pair(name: str) -> tuple[nn.Module, nn.Module]:
     from safetensors.torch import load_file
 
     folder = shared_folder() / "pairs"
-    build = _zoo(folder / "zoo.py")[name]
     models = []
     for which in "ab":
         checkpoint = folder / f"{name}_{which}.safetensors"
         if not checkpoint.is_file():
             raise Absent(f"no trained network: {checkpoint} is missing")
-        model = build()
+        model = architecture(name)
         model.load_state_dict(load_file(checkpoint))
         models.append(model.eval())
     return models[0], models[1]
+
+
+def architecture(name: str) -> nn.Module:
+    """An untrained network of one of the shared architectures, its weights drawn from torch's global generator.
+
+    Raises:
+        Absent: The architectures are not there.
+    """
+    return _zoo(shared_folder() / "pairs" / "zoo.py")[name]()
 
 
 def _zoo(path: Path) -> dict[str, Callable[[], nn.Module]]:
