@@ -48,8 +48,8 @@ def fill_of(dtype):
 
 
 @st.composite
-def repeated(draw, tensor):
-    """The tensor, or one whose entries along one axis are one entry in memory (stride 0)."""
-    axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+def repeated(draw, tensor, among=None):
+    """The tensor, or one whose entries along one axis (of `among`) are one entry in memory (stride 0)."""
+    axes = [axis for axis, size in enumerate(tensor.shape) if size > 1 and (among is None or axis in among)]
     axis = draw(st.sampled_from([None, None, *axes]))
     return tensor if axis is None else tensor.narrow(axis, 0, 1).expand(tensor.shape)

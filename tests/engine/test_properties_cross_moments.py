@@ -31,7 +31,9 @@ def streams(draw, samples=None):
         dtype = draw(st.sampled_from(FLOATS))
         kinds = KINDS if dtype != torch.float16 else ["plain", "ties"]
         tensor = values(shape, draw(st.sampled_from(kinds)), draw(SEEDS)).to(dtype)
-        tensor = draw(repeated(tensor)) if len(samples) > 1 else tensor
+        spread = [d for d, size in enumerate(shape) if d != axis and size > 1]
+        if draw(st.booleans()):  # stride 0, but not along the only axis that units vary on
+            tensor = draw(repeated(tensor, [axis, *spread[:-1]]))
         tensors.append(draw(laid_out(tensor)) if draw(st.booleans()) else tensor)
     return *tensors, axes
 
