@@ -32,7 +32,7 @@ AxisPermutation read_perm(const std::string& name, py::handle perm, int64_t exte
 
 // The tensors, weights and perms of one call, checked against the tensor they are combined in or with.
 struct Terms {
-    std::vector<Borrowed> held;
+    std::vector<Borrowed> tensors, perms;
     std::vector<PermutedTerm> listed;
 };
 
@@ -45,8 +45,8 @@ Terms read_terms(const TensorView& target, py::list tensors, const std::vector<d
     Terms terms;
     for (size_t k = 0; k < tensors.size(); ++k) {
         const std::string name = "tensors[" + std::to_string(k) + "]";
-        terms.held.emplace_back(tensors[k], name, std::initializer_list<DType>{target.dtype});
-        PermutedTerm term{terms.held.back().with_shape(target.shape).view(), weights[k], {}};
+        terms.tensors.emplace_back(tensors[k], name, std::initializer_list<DType>{target.dtype});
+        PermutedTerm term{terms.tensors.back().with_shape(target.shape).view(), weights[k], {}};
         if (!py::isinstance<py::sequence>(perms[k]) || static_cast<int64_t>(py::len(perms[k])) != target.dim()) {
             throw py::value_error("perms[" + std::to_string(k) + "]: expected a sequence of " +
                                   std::to_string(target.dim()) + " entries, one per axis");
@@ -56,7 +56,7 @@ Terms read_terms(const TensorView& target, py::list tensors, const std::vector<d
             const py::object perm = axes[static_cast<size_t>(d)];
             const std::string axis = "perms[" + std::to_string(k) + "][" + std::to_string(d) + "]";
             term.perms.push_back(perm.is_none() ? AxisPermutation{}
-                                                : read_perm(axis, perm, target.shape[d], terms.held));
+                                                : read_perm(axis, perm, target.shape[d], terms.perms));
         }
         terms.listed.push_back(std::move(term));
     }
@@ -69,6 +69,9 @@ void permuted_sum(py::object out, py::list tensors, std::vector<double> weights,
     Borrowed result(out, "out", kFloats);
     const TensorView target = result.distinct().view();
     const Terms terms = read_terms(target, tensors, weights, perms);
+    std::vector<Stretch> used = {stretch_of(result, true)};
+    for (const Borrowed& perm : terms.perms) used.push_back(stretch_of(perm, false));
+    expect_apart(std::move(used));
     PythonInterrupt signals;
     threads = checked_threads(threads);
     {

@@ -156,7 +156,7 @@ class Work {
     static int64_t row_chunks(int64_t units) { return (units + kRowChunk - 1) / kRowChunk; }
 
     int64_t list(int64_t t, std::vector<Run>& runs) const {
-        const bool* mask = static_cast<const bool*>(in_.mask.data);
+        const uint8_t* mask = static_cast<const uint8_t*>(in_.mask.data);
         return list_runs(samples_, mask, t * tile_, std::min(samples_.count, (t + 1) * tile_), runs);
     }
 

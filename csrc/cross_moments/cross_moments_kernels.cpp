@@ -265,6 +265,9 @@ constexpr int kMostRows = 6;
 constexpr int kMostRows = 2;
 #endif
 constexpr int kColumns = 4;
+// Terms that a lane adds before its sum joins the total: equal terms, such as those of a unit that is mostly off, are
+// rounded in one direction, so that the error grows with their number.
+constexpr int64_t kStretch = 32;
 constexpr int64_t kPanel = 128;  // columns whose rows stay in the second-level cache
 
 // Adds the sums of one row of a block to the product in float64.
@@ -288,29 +291,35 @@ template <int kRows, typename Real>
 PYALIGN_INLINE void add_block(const TileProduct<Real>& p, int64_t i0, int64_t j0, int64_t rows, int64_t columns) {
     typedef typename VectorOf<Real>::type Vector;
     constexpr int lanes = Lanes<Real>::count;
-    Vector sums[kRows][kColumns];
-    PYALIGN_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-        PYALIGN_UNROLL
-        for (int j = 0; j < kColumns; ++j) sums[i][j] = Vector{};
-    }
     // The product is too large for the cache when there are many units: its lines arrive while the loop below runs.
     for (int64_t i = 0; i < rows; ++i) PYALIGN_PREFETCH(p.c + (i0 + i) * p.ldc + j0);
     const Real *a = p.a + i0 * p.ld, *b = p.b + j0 * p.ld;
-    for (int64_t s = 0; s < p.length; s += lanes) {
-        Vector right[kColumns];
-        PYALIGN_UNROLL
-        for (int j = 0; j < kColumns; ++j) right[j] = load(b + j * p.ld + s);
+    Vector sums[kRows][kColumns], totals[kRows][kColumns] = {};
+    for (int64_t begin = 0; begin < p.length; begin += kStretch * lanes) {
+        const int64_t end = begin + kStretch * lanes < p.length ? begin + kStretch * lanes : p.length;
         PYALIGN_UNROLL
         for (int i = 0; i < kRows; ++i) {
-            const Vector left = load(a + i * p.ld + s);
             PYALIGN_UNROLL
-            for (int j = 0; j < kColumns; ++j) sums[i][j] += left * right[j];
+            for (int j = 0; j < kColumns; ++j) sums[i][j] = Vector{};
+        }
+        for (int64_t s = begin; s < end; s += lanes) {
+            Vector right[kColumns];
+            PYALIGN_UNROLL
+            for (int j = 0; j < kColumns; ++j) right[j] = load(b + j * p.ld + s);
+            PYALIGN_UNROLL
+            for (int i = 0; i < kRows; ++i) {
+                const Vector left = load(a + i * p.ld + s);
+                PYALIGN_UNROLL
+                for (int j = 0; j < kColumns; ++j) sums[i][j] += left * right[j];
+            }
+        }
+        for (int i = 0; i < kRows; ++i) {
+            for (int j = 0; j < kColumns; ++j) totals[i][j] += sums[i][j];
         }
     }
     Real dots[kRows][kColumns];
     PYALIGN_UNROLL
-    for (int i = 0; i < kRows; ++i) sums_of(sums[i][0], sums[i][1], sums[i][2], sums[i][3], dots[i]);
+    for (int i = 0; i < kRows; ++i) sums_of(totals[i][0], totals[i][1], totals[i][2], totals[i][3], dots[i]);
     for (int64_t i = 0; i < rows; ++i) add_row(p, dots[i], i0 + i, j0, columns);
 }
 

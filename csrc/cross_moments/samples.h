@@ -55,7 +55,7 @@ inline Samples sample_axes(const MomentInput& in) {
 }
 
 // The pieces of samples [first, last) that lie one stride apart and are not masked; gives how many samples they hold.
-inline int64_t list_runs(const Samples& samples, const bool* mask, int64_t first, int64_t last,
+inline int64_t list_runs(const Samples& samples, const uint8_t* mask, int64_t first, int64_t last,
                          std::vector<Run>& runs) {
     runs.clear();
     const int64_t inner = static_cast<int64_t>(samples.extent.size()) - 1;

@@ -44,6 +44,13 @@ __all__ = [
 ]
 
 
+def _input(tensor: Tensor) -> object:
+    """Export a tensor that is only read: with torch's pending negation done, at an address that its dtype may have."""
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return export(tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor)
+
+
 def build() -> dict[str, str]:
     """Describe the compiled module, or say why it is missing."""
     if MISSING:
@@ -55,10 +62,10 @@ def cross_moments(
     record: Sequence[Tensor], x: Tensor, y: Tensor, axis_x: int, axis_y: int, mask: Tensor | None, full: bool
 ) -> None:
     """Add the samples of x and y to the record in place; the record is untouched when it raises."""
-    kept = None if mask is None else export(mask)
+    kept = None if mask is None else _input(mask)
     count, mean_a, mean_b, comoment, square_a, square_b = (export(tensor) for tensor in record)
     outputs = (count, mean_a, mean_b, comoment, square_a, square_b)
-    if _cpu.cross_moments(export(x), export(y), kept, axis_x, axis_y, full, *outputs, torch.get_num_threads()):
+    if _cpu.cross_moments(_input(x), _input(y), kept, axis_x, axis_y, full, *outputs, torch.get_num_threads()):
         return
     # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
     reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
@@ -80,7 +87,7 @@ def linear_assignment(
                 torch.empty(b, dtype=torch.float64),
             )
         )
-    exported = [[export(tensor) for tensor in tensors] for tensors in (costs, *start, *answers)]
+    exported = [[_input(tensor) for tensor in tensors] for tensors in (costs, *start, *answers)]
     starts, outputs = exported[1 : 1 + len(start)], exported[1 + len(start) :]
     outcome = _cpu.linear_assignment(exported[0], maximize, starts, outputs, torch.get_num_threads())
     if outcome is not None:
@@ -92,7 +99,7 @@ def assign_matrix(cost: Tensor, maximize: bool) -> tuple[NDArray[np.int64], NDAr
     """Solve one matrix: the permutation; row duals, column duals, gap and objective one after another."""
     n, m = cost.shape
     perm, numbers = np.empty(n, np.int64), np.empty(n + m + 2)
-    outcome = _cpu.assign_matrix(export(cost), maximize, perm, numbers, torch.get_num_threads())
+    outcome = _cpu.assign_matrix(_input(cost), maximize, perm, numbers, torch.get_num_threads())
     if outcome is not None:
         raise outcomes.assignment_error(*outcome, cost=cost, maximize=maximize, many=False)
     return perm, numbers
@@ -111,16 +118,16 @@ def permuted_sum(
     out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Sequence[Tensor | None]]
 ) -> None:
     """Write the weighted sum of the permuted tensors to out."""
-    inputs = [export(tensor.detach()) for tensor in tensors]
+    inputs = [_input(tensor.detach()) for tensor in tensors]
     with _permutations(perms) as indices:
         _cpu.permuted_sum(export(out.detach()), inputs, list(weights), indices, torch.get_num_threads())
 
 
 def permuted_dots(factor: Tensor, tensors: Sequence[Tensor], perms: Sequence[Sequence[Tensor | None]]) -> Tensor:
     """Give the (k,) float64 sums over all entries of factor times each permuted tensor."""
-    inputs = [export(tensor.detach()) for tensor in tensors]
+    inputs = [_input(tensor.detach()) for tensor in tensors]
     with _permutations(perms) as indices:
-        sums = _cpu.permuted_dots(export(factor.detach()), inputs, indices, torch.get_num_threads())
+        sums = _cpu.permuted_dots(_input(factor.detach()), inputs, indices, torch.get_num_threads())
     return torch.tensor(sums, dtype=torch.float64)
 
 
@@ -128,7 +135,7 @@ def permuted_dots(factor: Tensor, tensors: Sequence[Tensor], perms: Sequence[Seq
 def _permutations(perms: Sequence[Sequence[Tensor | None]]) -> Iterator[list[list[object]]]:
     """Export the indices; where the module refuses them, say what is wrong with their values."""
     try:
-        yield [[None if perm is None else export(perm) for perm in axes] for axes in perms]
+        yield [[None if perm is None else _input(perm) for perm in axes] for axes in perms]
     except ValueError:
         for axes in perms:
             outcomes.check_permutations(axes)

@@ -124,7 +124,6 @@ def test_units_without_spread(count, value, dtype, full):
     assert bool((record.comoment.abs() <= count**0.5 * size * spread).all())
 
 
-@pytest.mark.xfail(reason="sums of equal float32 numbers drift: up to 4e-6 where vectors are short", strict=True)
 def test_rectified_units_on_every_simd_path():
     """Most samples of a unit are one number; rounding then has one direction."""
     generator = torch.Generator().manual_seed(0)
