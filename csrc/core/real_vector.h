@@ -6,7 +6,11 @@
 
 #if defined(__GNUC__)
 #define PYALIGN_PREFETCH_READ(address) __builtin_prefetch(address, 0, 2)
+#if defined(__clang__)
+#define PYALIGN_UNROLL _Pragma("unroll")
+#else
 #define PYALIGN_UNROLL _Pragma("GCC unroll 32")
+#endif
 #else
 #define PYALIGN_PREFETCH_READ(address) static_cast<void>(address)
 #define PYALIGN_UNROLL
