@@ -156,13 +156,15 @@ class Walker {
         const int64_t from = job % walk_.pieces * walk_.piece, to = std::min(from + walk_.piece, walk_.plan.count);
         for (int64_t begin = from; begin < to; begin += walk_.block) {
             const int64_t count = std::min(walk_.block, to - begin);
-            ask_next(b, job, begin, count);
             for (size_t i = 0; i < batch.filed.size(); ++i) {
                 const size_t k = batch.filed[i];
                 walk_.kernels.collect_filed(walk_.plan.item, records_[i].get(), walk_.plan.rows[k].table.data() + begin,
                                             (count + 15) / 16 * 16, buffers_[k].get(), pitch_);
             }
-            for (int64_t r = 0; r < std::min(walk_.together, end_ - job); ++r) part(b, r, begin, count);
+            for (int64_t r = 0; r < std::min(walk_.together, end_ - job); ++r) {
+                ask_next(b, job, r, begin, count);
+                part(b, r, begin, count);
+            }
         }
     }
 
@@ -170,24 +172,24 @@ class Walker {
     // all that is not filed. While those are blended it brings what is filed next.
     void file(const Batch& batch, size_t i, int64_t job) {
         const size_t k = batch.filed[i];
-        std::vector<const char*> from(bases_.begin() + k * walk_.together, bases_.begin() + (k + 1) * walk_.together);
-        for (int64_t begin = 0; begin < walk_.plan.count; begin += walk_.block) {
-            const int64_t count = std::min(walk_.block, walk_.plan.count - begin);
-            for (size_t other = batch.begin; other < batch.end; ++other) {
-                const bool next =
-                    i + 1 < batch.filed.size() ? other == batch.filed[i + 1] : kinds_[other] != Kind::filed;
-                if (next) ask(other, job, begin, count);
+        const char* const* rows = bases_.data() + k * walk_.together;
+        const char* const* ahead = nullptr;
+        for (size_t other = batch.begin; other < batch.end; ++other) {
+            const bool next = i + 1 < batch.filed.size() ? other == batch.filed[i + 1] : kinds_[other] != Kind::filed;
+            if (!next || !walk_.plan.rows[other].dense) continue;
+            if (!ahead) {
+                ahead = bases_.data() + other * walk_.together;
+                continue;
             }
-            walk_.kernels.file(walk_.plan.item, from.data(), count,
-                               records_[i].get() + begin * walk_.plan.item * walk_.together);
-            for (const char*& row : from) row += walk_.block * walk_.plan.item;
+            for (int64_t r = 0; r < std::min(walk_.together, end_ - job); ++r) ask(other, job + r, 0, walk_.plan.count);
         }
+        walk_.kernels.file(walk_.plan.item, rows, ahead, walk_.plan.count, records_[i].get());
     }
 
-    void ask_next(size_t b, int64_t job, int64_t begin, int64_t count) {
+    void ask_next(size_t b, int64_t job, int64_t r, int64_t begin, int64_t count) {
         const bool last = b + 1 == walk_.batches.size();
         const Batch& next = walk_.batches[last ? 0 : b + 1];
-        const int64_t there = last ? job + lead_ : job;
+        const int64_t there = r + (last ? job + lead_ : job);
         if (!next.filed.empty()) return ask(next.filed[0], there, begin, count);
         for (size_t k = next.begin; k < next.end; ++k) ask(k, there, begin, count);
     }
@@ -195,10 +197,8 @@ class Walker {
     // The processor foresees neither entries or rows in another order than that of memory nor several rows at once.
     void ask(size_t operand, int64_t job, int64_t begin, int64_t count) {
         const bool foreseen = walk_.together == 1 && kinds_[operand] == Kind::consecutive && !walk_.plan.jumps(operand);
-        if (foreseen || walk_.pieces > 1 || !walk_.plan.rows[operand].dense) return;
-        for (int64_t r = 0; r < std::min(walk_.together, end_ - job); ++r) {
-            walk_.kernels.prefetch(base(operand, job + r) + begin * walk_.plan.item, count * walk_.plan.item);
-        }
+        if (foreseen || walk_.pieces > 1 || !walk_.plan.rows[operand].dense || job >= end_) return;
+        walk_.kernels.prefetch(base(operand, job) + begin * walk_.plan.item, count * walk_.plan.item);
     }
 
     void part(size_t b, int64_t r, int64_t begin, int64_t count) {

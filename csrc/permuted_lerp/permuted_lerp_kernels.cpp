@@ -59,6 +59,10 @@ void spread(int64_t item, const char* from, const RowTable& row, char* to) {
     for (int64_t i = 0; i < row.runs; ++i) std::memcpy(to + row.table[i] * item, from + i * bytes, bytes);
 }
 
+void prefetch(const char* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) PYALIGN_PREFETCH_READ(from + at);
+}
+
 #if defined(PYALIGN_HAS_ZIP)
 constexpr int64_t kRecord = PYALIGN_VECTOR_BYTES < 32 ? 16 : 32;  // half vectors are as fast, and need half the room
 constexpr int64_t kStrip = 512;                                   // bytes of each row that are turned around together
@@ -79,7 +83,7 @@ PYALIGN_INLINE void turn(ShortVector<Item, kRecord>* rows) {
 
 // Strips are copied first: rows a power of two apart would push each other out of the first-level cache.
 template <typename Item>
-void file_as(const char* const* rows, int64_t count, char* records) {
+void file_as(const char* const* rows, const char* const* ahead, int64_t count, char* records) {
     constexpr int kRows = kRecord / sizeof(Item);
     constexpr int64_t kPitch = kStrip + 64;
     alignas(64) char strip[kRows * kPitch];
@@ -87,6 +91,7 @@ void file_as(const char* const* rows, int64_t count, char* records) {
     for (int64_t begin = 0; begin < bytes; begin += kStrip) {
         const int64_t size = bytes - begin < kStrip ? bytes - begin : kStrip;
         for (int r = 0; r < kRows; ++r) {
+            if (ahead) prefetch(ahead[r] + begin, size);
             if (size < kStrip) {
                 std::memcpy(strip + r * kPitch, rows[r] + begin, size);
                 continue;
@@ -125,8 +130,8 @@ int64_t rows_at_once(int64_t item) {
     return kRecord / item >= 8 ? kRecord / item : 0;
 }
 
-void file(int64_t item, const char* const* rows, int64_t count, char* records) {
-    item == 2 ? file_as<uint16_t>(rows, count, records) : file_as<uint32_t>(rows, count, records);
+void file(int64_t item, const char* const* rows, const char* const* ahead, int64_t count, char* records) {
+    item == 2 ? file_as<uint16_t>(rows, ahead, count, records) : file_as<uint32_t>(rows, ahead, count, records);
 }
 
 void collect_filed(int64_t item, const char* records, const int64_t* table, int64_t count, char* to, int64_t pitch) {
@@ -137,7 +142,7 @@ void collect_filed(int64_t item, const char* records, const int64_t* table, int6
 int64_t rows_at_once(int64_t) {
     return 0;
 }
-void file(int64_t, const char* const*, int64_t, char*) {}
+void file(int64_t, const char* const*, const char* const*, int64_t, char*) {}
 void collect_filed(int64_t, const char*, const int64_t*, int64_t, char*, int64_t) {}
 #endif
 
@@ -259,10 +264,6 @@ void dot(DType dtype, const char* with, const char* const* terms, int64_t n_term
                 dot_as(reinterpret_cast<const Element*>(with), reinterpret_cast<const Element*>(terms[t]), count);
         }
     });
-}
-
-void prefetch(const char* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) PYALIGN_PREFETCH_READ(from + at);
 }
 
 }  // namespace

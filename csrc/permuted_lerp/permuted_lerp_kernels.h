@@ -31,8 +31,9 @@ struct LerpTable {
 
     // How many rows `file` and `collect_filed` take at once; 0 where `collect` is faster.
     int64_t (*rows_at_once)(int64_t item);
-    // Turn rows around: record j holds entry j of every row. `records` has room for 32 entries more.
-    void (*file)(int64_t item, const char* const* rows, int64_t count, char* records);
+    // Turn rows around: record j holds entry j of every row. `records` has room for 32 entries more. Meanwhile as many
+    // bytes of the rows `ahead` are asked for, if there are any.
+    void (*file)(int64_t item, const char* const* rows, const char* const* ahead, int64_t count, char* records);
     // Row r of `to` begins at r * pitch bytes and receives the entries table[0 .. count) of filed row r; count is a
     // multiple of 16.
     void (*collect_filed)(int64_t item, const char* records, const int64_t* table, int64_t count, char* to,

@@ -35,6 +35,13 @@ class Evidence:
         odd = self.similarity.abs() if signs else self.similarity
         return odd if self.even is None else odd + self.even
 
+    def value(self, element: ScaledPermutation) -> float:
+        """What the units contribute to the objective when B's are moved by a permutation, with or without signs."""
+        perm = element.perm.unsqueeze(1)
+        odd = self.similarity.gather(1, perm).squeeze(1)
+        total = odd.sum() if element.scale is None else torch.dot(odd, element.scale)
+        return float(total if self.even is None else total + self.even.gather(1, perm).sum())
+
     def preference(self) -> Tensor | None:
         """A bonus that makes dead units match each other (a dead unit its own slot first), or None."""
         if self.dead_a is None or self.dead_b is None or not bool(self.dead_a.any() & self.dead_b.any()):

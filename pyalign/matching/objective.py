@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
+from pyalign.matching.slices import Slices
 from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
 
 __all__ = ["Elements", "Objective", "Term"]
 
 Elements = Mapping[str, ScaledPermutation]
+
+KEPT = 1 << 21  # tensors of up to so many entries are kept in float64, twice for every axis that moves
 
 
 @dataclass(eq=False)
@@ -35,6 +38,7 @@ class Term:
     joint: frozenset[str]
     stamp: tuple[int, ...] | None = field(default=None, repr=False)
     cached: Tensor | None = field(default=None, repr=False)
+    slices: Slices | None = field(default=None, repr=False)
 
 
 class Objective:
@@ -58,20 +62,20 @@ class Objective:
         self.norms = {n: float(self.a[n].double().norm() * self.b[n].double().norm()) for n in names}
         self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in self.on] for g in spec.groups}
         self._fixed: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self.elements: dict[str, ScaledPermutation] = {}
         self.restart(elements)
 
     def restart(self, elements: Elements) -> None:
         """Begin anew at other elements."""
+        if self.elements and all(_same(element, elements[group]) for group, element in self.elements.items()):
+            return
         self.elements = dict(elements)
+        self.identity = all(element.is_identity for element in elements.values())
         self.versions = dict.fromkeys(self.spec.groups, 0)
         self.values = {name: self.value(name, self.elements) for name in self.on}
+        self.total = sum(self.values.values())
         for term in (t for terms in self.terms.values() for t in terms):
             term.stamp = None
-
-    @property
-    def total(self) -> float:
-        """The objective at the present elements."""
-        return sum(self.values.values())
 
     def value(self, tensor: str, elements: Elements) -> float:
         """One tensor's part of the objective."""
@@ -83,15 +87,37 @@ class Objective:
         tensors = dict.fromkeys(t.binding.tensor for group in changes for t in self.terms[group])
         trial = {**self.elements, **changes}
         values = {name: self.value(name, trial) for name in tensors}
-        rise = sum(values.values()) - sum(self.values[name] for name in tensors)
+        rise = sum(values.values()) - sum(self._present_value(name) for name in tensors)
         if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
             return False
         self.values.update(values)
+        self.total += rise
         for group, element in changes.items():
             if not _same(self.elements[group], element):
                 self.versions[group] += 1
-        self.elements = trial
+        self.elements, self.identity = trial, False
         return True
+
+    def accept_one(self, group: str, element: ScaledPermutation, evidence: Evidence) -> bool:
+        """The same for one group, whose evidence tells the rise where the objective is linear in its element."""
+        present = self.elements[group]
+        if any(term.relative for term in self.terms[group]) or not (_only_signs(present) and _only_signs(element)):
+            return self.accept({group: element})
+        tensors = dict.fromkeys(term.binding.tensor for term in self.terms[group])
+        rise = evidence.value(element) - evidence.value(present)
+        if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
+            return False
+        for name in tensors:
+            self.values.pop(name, None)  # computed again when it is asked for
+        self.total += rise
+        self.versions[group] += 1
+        self.elements, self.identity = {**self.elements, group: element}, False
+        return True
+
+    def _present_value(self, tensor: str) -> float:
+        if tensor not in self.values:
+            self.values[tensor] = self.value(tensor, self.elements)
+        return self.values[tensor]
 
     def evidence(self, group: str) -> Evidence | None:
         """Similarity of the units of a group, the others at their present elements; only stale terms are computed."""
@@ -118,6 +144,9 @@ class Objective:
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:
         """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n), float64."""
+        slices = self._slices(term)
+        if slices is not None:
+            return slices.similarity(elements)
         rows_a, rows_b = self._rows(term, elements)
         similarity = rows_a @ rows_b.T
         if not term.relative:
@@ -137,7 +166,18 @@ class Objective:
         if not self.terms[group]:
             return None
         both, squares_a, squares_b = [torch.zeros(self.spec.groups[group].size, dtype=torch.float64) for _ in range(3)]
+        perm = self.elements[group].perm
+        plain = all(element.scale is None for element in self.elements.values())
         for term in self.terms[group]:
+            slices = self._slices(term)
+            if plain and slices is not None:
+                if self.identity:
+                    both += slices.products
+                else:
+                    both += self.contribution(term).cpu().gather(1, perm.unsqueeze(1)).squeeze(1)
+                squares_a += slices.squares_a
+                squares_b += slices.squares_b[perm]
+                continue
             name = term.binding.tensor
             moved = act(self.b[name], self.on[name], self.elements)
             rows_a, rows_b = term.binding.unfold(self.a[name]).double(), term.binding.unfold(moved).double()
@@ -146,6 +186,13 @@ class Objective:
             squares_b += rows_b.square().sum(1).cpu()
         norms = (squares_a * squares_b).sqrt()
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
+
+    def _slices(self, term: Term) -> Slices | None:
+        """The term's slices where they stay what they are while its group moves, and are small enough to keep."""
+        name = term.binding.tensor
+        if term.slices is None and not term.relative and self.a[name].numel() <= KEPT:
+            term.slices = Slices(term.binding, self.on[name], self.a[name], self.b[name])
+        return term.slices
 
     def _rows(self, term: Term, elements: Elements) -> tuple[Tensor, Tensor]:
         binding = term.binding
@@ -166,7 +213,7 @@ class Objective:
             odd = even = None
             for term in self.terms[group]:
                 if not term.depends:
-                    odd, even = _add(term, self.similarity(term, {}), odd, even)
+                    odd, even = _add(term, self.contribution(term), odd, even)
             self._fixed[group] = (odd, even)
         return self._fixed[group]
 
@@ -184,9 +231,17 @@ def _evidence(odd: Tensor | None, even: Tensor | None) -> Evidence | None:
     return Evidence(odd, even)
 
 
+def _only_signs(element: ScaledPermutation) -> bool:
+    return element.scale is None or bool((element.scale.abs() == 1).all())
+
+
 def _same(first: ScaledPermutation, second: ScaledPermutation) -> bool:
+    if first is second:
+        return True
     if not torch.equal(first.perm, second.perm):
         return False
+    if first.scale is None and second.scale is None:
+        return True
     ones = torch.ones(first.size, dtype=torch.float64)
     one, two = (ones if e.scale is None else e.scale for e in (first, second))
     return torch.equal(one, two)

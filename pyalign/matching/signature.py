@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups
@@ -49,7 +51,9 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
     """Slices of the units, sorted along all axes that any group moves, shape (units, features), float64."""
     bindings = spec.on(binding.tensor)
     moved = {b.axis for b in bindings}
-    tensor = tensor.detach().double()
+    tensor = tensor.detach()
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
     if any(spec.groups[b.group].kind.signs for b in bindings):
         tensor = tensor.abs()
     others = [axis for axis in range(tensor.dim()) if axis != binding.axis]
@@ -62,7 +66,12 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
     keep = [at + 1 for at, axis in enumerate(others) if axis not in moved]
     tensor = tensor.permute(0, *keep, *sort)
     if sort:
-        tensor = tensor.flatten(1 + len(keep)).sort(-1).values
-    rows = tensor.reshape(tensor.shape[0], -1)
+        tensor = _sorted(tensor.flatten(1 + len(keep)))
+    rows = tensor.reshape(tensor.shape[0], -1).double()
     units, runs = binding.positions.shape
     return rows[binding.positions.reshape(-1).to(rows.device)].reshape(units, runs * rows.shape[1])
+
+
+def _sorted(tensor: Tensor) -> Tensor:
+    """Sort along the last axis; NumPy, which gives no indices, takes a tenth of the time of torch."""
+    return torch.from_numpy(np.sort(tensor.numpy(), axis=-1)) if tensor.device.type == "cpu" else tensor.sort(-1).values

@@ -148,7 +148,7 @@ class _Descent:
         if self.families.children.get(group.name):
             proposal, gap = self.families.joint(self.objective, group)
             self.gaps[group.name] = gap
-            improved = self._propose(proposal)
+            improved = self._note(self.objective.accept(proposal))
         elif group.kind is not Kind.IDENTITY:
             improved = self._single(group)
         self._tried[group.name] = tuple(self.objective.versions.values())
@@ -167,10 +167,10 @@ class _Descent:
             assert isinstance(answer.perm, torch.Tensor) and isinstance(answer.gap, torch.Tensor)
             self._starts[group.name], self.solver = answer, answer.backend
             perm, self.gaps[group.name] = answer.perm.cpu(), float(answer.gap)
-        return self._propose({group.name: ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))})
+        element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))
+        return self._note(self.objective.accept_one(group.name, element, evidence))
 
-    def _propose(self, proposal: Elements) -> bool:
-        accepted = self.objective.accept(proposal)
+    def _note(self, accepted: bool) -> bool:
         if accepted:
             self.trace.append(self.objective.total)
         return accepted

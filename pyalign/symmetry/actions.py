@@ -49,15 +49,16 @@ def axis_map(
     bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], length: int, power: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """Index map and factors of a whole axis, shapes (length,), None where trivial."""
-    index, scale = torch.arange(length), torch.ones(length, dtype=torch.float64)
+    index, scale = torch.arange(length), None
     for b in bindings:
         element = elements[b.group]
         index[b.positions] = b.positions[element.perm]
         if element.scale is not None and b.side.power != 0:
             factors = element.scale ** (b.side.power * power)
+            scale = torch.ones(length, dtype=torch.float64) if scale is None else scale
             scale[b.positions] = factors.unsqueeze(1).expand_as(b.positions)
     moved = not torch.equal(index, torch.arange(length))
-    return (index if moved else None), (None if bool((scale == 1).all()) else scale)
+    return (index if moved else None), (None if scale is None or bool((scale == 1).all()) else scale)
 
 
 def _act_on_fibre(tensor: Tensor, axis: int, blocks: int, index: Tensor | None, scale: Tensor | None) -> Tensor:
