@@ -48,7 +48,8 @@ def _curves(results: Sequence[Result], path: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in list(axes.flat)[len(families) :]:
         axis.set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize="small")
+    if families:
+        axes.flat[0].legend(frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -79,6 +80,7 @@ def _bars(results: Sequence[Result], path: Path) -> None:
             axis.barh(
                 place + 0.4 - (k + 0.5) * height, timing.median / unit, height, color=colour, alpha=fade, label=label
             )
+    axis.margins(y=0.01)
     axis.axvline(1.0, color=LIMIT, linewidth=1)
     axis.set_yticks(range(len(results)), [r.name for r in reversed(results)], fontsize="small")
     axis.set_xscale("log")

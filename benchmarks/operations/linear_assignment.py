@@ -33,7 +33,9 @@ def cases(quick: bool, threads: int) -> list[Case]:
     made = [_one(family, n, _drawn(family, n)) for family in DRAWN for n in sizes]
     if not quick:
         made += [_one(family, n, lambda make=make, n=n: make(n)) for family, make in REAL.items() for n in sizes]
-        made += [_one(name, 512, lambda name=name: layer(name), own_size=True) for name in LAYERS]
+        made += [
+            _one(name, 64 if "resnet" in name else 512, lambda name=name: layer(name), own_size=True) for name in LAYERS
+        ]
     families = ("uniform", "planted correlation")
     if threads > 1:
         made += [_threads(family, 256 if quick else 2048, threads) for family in families]
