@@ -56,20 +56,20 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
         tensor = tensor.float()
     if any(spec.groups[b.group].kind.signs for b in bindings):
         tensor = tensor.abs()
+    here = binding.positions.reshape(-1).to(tensor.device)
     others = [axis for axis in range(tensor.dim()) if axis != binding.axis]
     if binding.blocks > 1:
         # the units of row block k are apart from those of block l: axis 0 becomes (block, row within it)
         tensor = tensor.reshape(binding.blocks, -1, *tensor.shape[1:]).movedim(binding.axis + 1, 1).flatten(0, 1)
+        tensor = tensor.index_select(0, here)
     else:
-        tensor = tensor.movedim(binding.axis, 0)
+        tensor = tensor.index_select(binding.axis, here).movedim(binding.axis, 0)
     sort = [at + 1 for at, axis in enumerate(others) if axis in moved]
     keep = [at + 1 for at, axis in enumerate(others) if axis not in moved]
     tensor = tensor.permute(0, *keep, *sort)
     if sort:
         tensor = _sorted(tensor.flatten(1 + len(keep)))
-    rows = tensor.reshape(tensor.shape[0], -1).double()
-    units, runs = binding.positions.shape
-    return rows[binding.positions.reshape(-1).to(rows.device)].reshape(units, runs * rows.shape[1])
+    return tensor.reshape(len(binding.positions), -1).double()
 
 
 def _sorted(tensor: Tensor) -> Tensor:

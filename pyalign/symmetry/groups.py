@@ -99,9 +99,17 @@ class AxisBinding:
 
         `A.unfold(w_a) @ A.unfold(w_b).T` is this binding's similarity between the units of two models.
         """
-        rows = fibre(tensor, self.axis, self.blocks)
         units, runs = self.positions.shape
-        return rows[self.positions.to(rows.device).reshape(-1)].reshape(units, runs * rows.shape[1])
+        rows = self.rows(tensor)
+        return rows.reshape(units, runs * rows.shape[1])
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """The entries of the axis that belong to the group, unit after unit, shape (units * runs, features)."""
+        here = self.positions.to(tensor.device).reshape(-1)
+        if self.blocks > 1:
+            return fibre(tensor, self.axis, self.blocks)[here]
+        # Selected before anything is laid out anew: many groups may share a large tensor.
+        return fibre(tensor.index_select(self.axis, here), self.axis, 1)
 
 
 def fibre(tensor: Tensor, axis: int, blocks: int) -> Tensor:
