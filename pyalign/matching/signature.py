@@ -52,10 +52,6 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
     bindings = spec.on(binding.tensor)
     moved = {b.axis for b in bindings}
     tensor = tensor.detach()
-    if tensor.dtype not in (torch.float32, torch.float64):
-        tensor = tensor.float()
-    if any(spec.groups[b.group].kind.signs for b in bindings):
-        tensor = tensor.abs()
     here = binding.positions.reshape(-1).to(tensor.device)
     others = [axis for axis in range(tensor.dim()) if axis != binding.axis]
     if binding.blocks > 1:
@@ -64,6 +60,10 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
         tensor = tensor.index_select(0, here)
     else:
         tensor = tensor.index_select(binding.axis, here).movedim(binding.axis, 0)
+    if tensor.dtype not in (torch.float32, torch.float64):
+        tensor = tensor.float()
+    if any(spec.groups[b.group].kind.signs for b in bindings):
+        tensor = tensor.abs()
     sort = [at + 1 for at, axis in enumerate(others) if axis in moved]
     keep = [at + 1 for at, axis in enumerate(others) if axis not in moved]
     tensor = tensor.permute(0, *keep, *sort)
