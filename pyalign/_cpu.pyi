@@ -38,9 +38,13 @@ def linear_assignment(
     """Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers."""
 
 def assign_matrix(
-    cost: Any, maximize: bool, perm: NDArray[np.int64], numbers: NDArray[np.float64], threads: int
-) -> tuple[int, int, int, int, int] | None:
-    """Fill perm and the row duals, column duals, gap and objective of one matrix; None, or the failure."""
+    cost: Any,
+    maximize: bool,
+    start_perm: NDArray[np.int64] | None,
+    start_numbers: NDArray[np.float64] | None,
+    threads: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]] | tuple[int, int, int, int, int]:
+    """Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure."""
 
 def assign_array(cost: object, maximize: bool, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."""

@@ -104,30 +104,47 @@ py::object linear_assignment(py::list costs, bool maximize, py::list start, py::
     return outcome_of(solve(batches.data(), batches.size(), maximize, threads));
 }
 
-template <typename T>
-T* written(const py::array& array, const char* name, int64_t size) {
-    if (!py::isinstance<py::array_t<T>>(array) || array.ndim() != 1 || array.shape(0) != size || !array.writeable() ||
-        (size > 1 && array.strides(0) != static_cast<py::ssize_t>(sizeof(T)))) {
-        throw py::value_error(std::string(name) + ": expected a writable, contiguous array of " + std::to_string(size) +
-                              (sizeof(T) == sizeof(int64_t) && std::is_integral_v<T> ? " int64" : " float64"));
+// What a small problem costs is mostly its outputs, so one matrix has two: the permutation, and all other numbers.
+struct OneAnswer {
+    explicit OneAnswer(AssignmentBatch& batch) : perm(batch.n), numbers(batch.n + batch.m + 2) {
+        batch.perm = perm.mutable_data();
+        batch.row_duals = numbers.mutable_data();
+        batch.col_duals = batch.row_duals + batch.n;
+        batch.gap = batch.col_duals + batch.m;
+        batch.objective = batch.gap + 1;
     }
-    return static_cast<T*>(const_cast<void*>(array.data()));
+    py::array_t<int64_t> perm;
+    py::array_t<double> numbers;
+};
+
+template <typename T>
+const T* read(const py::object& array, const char* name, int64_t size) {
+    if (!py::isinstance<py::array_t<T, py::array::c_style>>(array)) {
+        throw py::type_error(std::string(name) + ": expected a contiguous array of the dtype that assign_matrix gives");
+    }
+    const auto values = py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(array);
+    if (values.ndim() != 1 || values.shape(0) != size) {
+        throw py::value_error(std::string(name) + ": expected " + std::to_string(size) + " numbers");
+    }
+    return values.data();
 }
 
-// One matrix, with one array for all the numbers beside the permutation: what a small problem costs is mostly its
-// outputs.
-py::object assign_matrix(py::handle cost, bool maximize, const py::array& perm, const py::array& numbers, int threads) {
+py::object assign_matrix(py::handle cost, bool maximize, const py::object& start_perm, const py::object& start_numbers,
+                         int threads) {
     const Borrowed held(cost, "cost", kCosts);
     AssignmentBatch batch = costs_of(held.view(), "cost");
     if (held.view().dim() != 2) {
         throw py::value_error("cost: given shape " + show(held.view().shape) + ", expected 2 dimensions");
     }
-    batch.perm = written<int64_t>(perm, "perm", batch.n);
-    batch.row_duals = written<double>(numbers, "numbers", batch.n + batch.m + 2);
-    batch.col_duals = batch.row_duals + batch.n;
-    batch.gap = batch.col_duals + batch.m;
-    batch.objective = batch.gap + 1;
-    return outcome_of(solve(&batch, 1, maximize, threads));
+    if (!start_perm.is_none()) {
+        batch.start_perm = read<int64_t>(start_perm, "start_perm", batch.n);
+        batch.start_rows = read<double>(start_numbers, "start_numbers", batch.n + batch.m + 2);
+        batch.start_columns = batch.start_rows + batch.n;
+    }
+    OneAnswer answer(batch);
+    const AssignmentFailure failure = solve(&batch, 1, maximize, threads);
+    if (failure.outcome != AssignmentOutcome::solved) return outcome_of(failure);
+    return py::make_tuple(std::move(answer.perm), std::move(answer.numbers));
 }
 
 std::optional<DType> dtype_of(const py::array& array) {
@@ -168,18 +185,14 @@ py::object assign_array(py::handle cost, bool maximize, int threads) {
         batch.strides[d + 1] = array.strides(d) / array.itemsize();
     }
     expect_indexable("cost", batch.n, batch.m);
-    py::array_t<int64_t> perm(batch.n);
-    std::vector<double> numbers(static_cast<size_t>(batch.n + batch.m + 2));
-    batch.perm = perm.mutable_data();
-    batch.row_duals = numbers.data(), batch.col_duals = batch.row_duals + batch.n;
-    batch.gap = batch.col_duals + batch.m, batch.objective = batch.gap + 1;
+    OneAnswer answer(batch);
     if (solve(&batch, 1, maximize, threads).outcome != AssignmentOutcome::solved) return py::none();
     const int64_t pairs = std::min(batch.n, batch.m);
     py::array_t<int64_t> rows(pairs);
     int64_t* row = rows.mutable_data();
     if (pairs == batch.n) {
         for (int64_t i = 0; i < pairs; ++i) row[i] = i;
-        return py::make_tuple(std::move(rows), std::move(perm));
+        return py::make_tuple(std::move(rows), std::move(answer.perm));
     }
     py::array_t<int64_t> columns(pairs);
     int64_t* column = columns.mutable_data();
@@ -195,9 +208,9 @@ void bind_linear_assignment(py::module_& m) {
     m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("maximize"), py::arg("start"),
           py::arg("answers"), py::arg("threads"),
           "Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers.");
-    m.def("assign_matrix", &assign_matrix, py::arg("cost"), py::arg("maximize"), py::arg("perm"), py::arg("numbers"),
-          py::arg("threads"),
-          "Fill perm and the row duals, column duals, gap and objective of one matrix; None, or the failure.");
+    m.def("assign_matrix", &assign_matrix, py::arg("cost"), py::arg("maximize"), py::arg("start_perm"),
+          py::arg("start_numbers"), py::arg("threads"),
+          "Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure.");
     m.def("assign_array", &assign_array, py::arg("cost"), py::arg("maximize"), py::arg("threads"),
           "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer.");
 }

@@ -85,7 +85,8 @@ class Problem {
 
     AssignmentOutcome solve(const Start& start) {
         work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
-        if (!start.duals.empty()) {
+        // With many columns to spare a cold start is hardly more than one pass over the costs.
+        if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
             const AssignmentOutcome outcome = run(&start);
             if (outcome != AssignmentOutcome::solved || plausible()) return outcome;
         }

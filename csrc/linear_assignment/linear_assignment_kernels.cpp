@@ -72,18 +72,25 @@ PYALIGN_INLINE void find_first(const Cost* row, int32_t m, double sign, Smallest
     }
 }
 
-template <typename Cost>
-bool least(const Cost* row, int32_t m, double sign, Smallest* s) {
+template <typename Cost, typename KeyOf>
+PYALIGN_INLINE bool least_of_keys(const Cost* row, int32_t m, double sign, Smallest* s, const KeyOf& key_of) {
     Pair pair;
     const Eight low = all_eight(-kInfinity);
     Lanes8 usable = 0xff;
-    each_eight(row, m, sign, [&](int32_t, Eight cost) PYALIGN_INLINED {
+    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
         usable &= lanes_less(low, cost);
-        pair.add(cost);
+        pair.add(key_of(j, cost));
     });
     *s = pair.result();
-    find_first(row, m, sign, s, [](int32_t, Eight cost) PYALIGN_INLINED { return cost; });
+    find_first(row, m, sign, s, key_of);
     return usable == 0xff;
+}
+
+template <typename Cost>
+bool least(const Cost* row, const double* v, int32_t m, double sign, Smallest* s) {
+    if (!v) return least_of_keys(row, m, sign, s, [](int32_t, Eight cost) PYALIGN_INLINED { return cost; });
+    return least_of_keys(row, m, sign, s,
+                         [v](int32_t j, Eight cost) PYALIGN_INLINED { return cost - load_eight(v + j); });
 }
 
 template <typename Cost>

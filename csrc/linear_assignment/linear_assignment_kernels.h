@@ -19,9 +19,9 @@ struct Smallest {
 
 template <typename Cost>
 struct AssignmentKernels {
-    // The two smallest costs of a row; false if one is NaN or -inf.
-    bool (*least)(const Cost* row, int32_t m, double sign, Smallest* s);
-    // The two smallest of cost_j - v[j].
+    // The two smallest of cost_j - v[j], or of cost_j where v is null; false if a cost is NaN or -inf.
+    bool (*least)(const Cost* row, const double* v, int32_t m, double sign, Smallest* s);
+    // The same without the check.
     Smallest (*smallest)(const Cost* row, const double* v, int32_t m, double sign);
     // Writes the columns where cost_j - v[j] equals `value`, ascending, and gives their number.
     int32_t (*tight)(const Cost* row, const double* v, int32_t m, double sign, double value, int32_t* columns);

@@ -46,9 +46,11 @@ class PathSearch {
 
     bool interrupted() { return ++scans_ % 16 == 0 && rows_.interrupt.stopped(); }
 
-    void finish_column(int32_t j) {
+    // Gives the row of the column.
+    int32_t finish_column(int32_t j) {
         work_.done[done_] = j, work_.done_v[done_] = work_.v[j], work_.done_at[done_++] = reached_;
         work_.distance[j] = -kInfinity;
+        return work_.row_of[j];
     }
 
     // What the distances of the paths through the row of the k-th column that is done have to be lowered by.
@@ -147,14 +149,14 @@ class PathSearch {
 
     // The row of the nearest column that is not done; -1 where a column without a row is nearer.
     int32_t next_row(int32_t* whole) {
-        while (!work_.ready.empty() && reached_ < limit_) {
-            const int32_t j = work_.ready.back();
-            work_.ready.pop_back();
-            if (work_.distance[j] == -kInfinity) continue;
-            finish_column(j);
-            return work_.row_of[j];
-        }
-        while (!work_.labels.empty() && work_.labels.front().distance < limit_) {
+        while (true) {
+            if (!work_.ready.empty() && reached_ < limit_) {
+                const int32_t j = work_.ready.back();
+                work_.ready.pop_back();
+                if (work_.distance[j] > -kInfinity) return finish_column(j);
+                continue;
+            }
+            if (work_.labels.empty() || !(work_.labels.front().distance < limit_)) return -1;
             const Label nearest = work_.labels.front();
             std::pop_heap(work_.labels.begin(), work_.labels.end());
             work_.labels.pop_back();
@@ -162,11 +164,9 @@ class PathSearch {
                 look_further(-1 - nearest.what, whole);
             } else if (work_.distance[nearest.what] == nearest.distance) {
                 reached_ = std::max(reached_, nearest.distance);
-                finish_column(nearest.what);
-                return work_.row_of[nearest.what];
+                return finish_column(nearest.what);
             }
         }
-        return -1;
     }
 
     // Better candidates for a row, or, where they are as good as can be, all of its columns.

@@ -48,25 +48,16 @@ class RowScans {
     // To be called whenever v has fallen.
     void v_fell() { ++version_; }
     bool v_is_zero() const { return version_ == 0; }
-    void v_is_given() { version_ = 1; }
+    void v_is_zero(bool zero) { version_ = zero ? 0 : 1; }
 
-    // The cheapest columns of all rows for v = 0. False where a cost is NaN or -inf.
+    // The cheapest columns of all rows: u, root, and in reach the second cheapest. False where a cost is NaN or -inf.
     bool open() {
         if (!listed || n == 0) return each_row(0, n, [this](int32_t i) { return whole_row(i); });
         // Where many rows want the same columns, candidates will be needed: they are chosen in the same pass.
         const int32_t few = std::max(n / 8, 1);
         if (!each_row(0, few, [this](int32_t i) { return two_of_row(i); })) return false;
         const bool crowded = 32 * repeated(few) > few;
-        return each_row(few, n, [=, this](int32_t i) { return crowded ? choose(i) : two_of_row(i); });
-    }
-
-    // The same for any v.
-    bool open_anew() {
-        return each_row(0, n, [this](int32_t i) {
-            if (listed) return choose(i);
-            Smallest s;
-            return kernels.least(cost.row(i), m, cost.sign, &s);
-        });
+        return each_row(few, n, [=, this](int32_t i) { return crowded ? several_of_row(i) : two_of_row(i); });
     }
 
     // The rows' cheapest columns are written to u and from by an exact scan of all rows.
@@ -101,6 +92,19 @@ class RowScans {
             if (costs[k] - work.v[from[k]] == value) columns[count++] = from[k];
         }
         return count;
+    }
+
+    // Writes the columns with cost - v < limit to found and gives their number; -1 where they are too many. Distances
+    // must be infinite.
+    int32_t cheaper(int32_t i, double limit) {
+        if (!listed) {
+            return kernels.reach(cost.row(i), work.v, m, cost.sign, 0.0, work.distance, limit, work.found,
+                                 work.found_at);
+        }
+        if (lists.floor[i] < limit && !chosen_now(i)) choose(i);
+        if (lists.floor[i] < limit) return -1;
+        return table.reach_listed(columns_of(i), costs_of(i), lists.size[i], work.v, 0.0, work.distance, limit,
+                                  work.found, work.found_at);
     }
 
     // The largest u with u + v <= cost everywhere.
@@ -165,23 +169,33 @@ class RowScans {
         return table.smallest_listed(columns_of(i), costs_of(i), lists.size[i], work.v);
     }
 
-    // For v = 0: the smallest and its column.
     bool whole_row(int32_t i) {
         Smallest s;
-        const bool usable = kernels.least(cost.row(i), m, cost.sign, &s);
-        work.u[i] = s.first, work.reach[i] = s.second, work.root[i] = s.first_at;
+        const bool usable = kernels.least(cost.row(i), version_ == 0 ? nullptr : work.v, m, cost.sign, &s);
+        keep(i, s);
         return usable;
     }
 
-    // The same as a list of one candidate.
+    // The same, and the smallest as the only candidate.
     bool two_of_row(int32_t i) {
         if (!whole_row(i)) return false;
+        const int32_t j = work.root[i];
         for (int k = 0; k < 8; ++k) {
-            columns_of(i)[k] = k == 0 && work.root[i] >= 0 ? work.root[i] : 0;
-            costs_of(i)[k] = k == 0 ? work.u[i] : std::numeric_limits<double>::infinity();
+            columns_of(i)[k] = k == 0 && j >= 0 ? j : 0;
+            costs_of(i)[k] = k == 0 && j >= 0 ? cost.at(i, j) : std::numeric_limits<double>::infinity();
         }
-        lists.size[i] = work.root[i] >= 0 ? 1 : 0, lists.floor[i] = work.reach[i], lists.version[i] = 0;
+        lists.size[i] = j >= 0 ? 1 : 0, lists.floor[i] = work.reach[i], lists.version[i] = version_;
         return true;
+    }
+
+    bool several_of_row(int32_t i) {
+        if (!choose(i)) return false;
+        keep(i, of_candidates(i));
+        return true;
+    }
+
+    void keep(int32_t i, const Smallest& s) {
+        work.u[i] = s.first, work.reach[i] = s.second, work.root[i] = s.first_at;
     }
 
     // How many of the first rows want a column that another of them wants.

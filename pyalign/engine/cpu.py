@@ -95,14 +95,15 @@ def linear_assignment(
     return answers
 
 
-def assign_matrix(cost: Tensor, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+Arrays = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def assign_matrix(cost: Tensor, maximize: bool, start: Arrays | tuple[None, None] = (None, None)) -> Arrays:
     """Solve one matrix: the permutation; row duals, column duals, gap and objective one after another."""
-    n, m = cost.shape
-    perm, numbers = np.empty(n, np.int64), np.empty(n + m + 2)
-    outcome = _cpu.assign_matrix(_input(cost), maximize, perm, numbers, torch.get_num_threads())
-    if outcome is not None:
-        raise outcomes.assignment_error(*outcome, cost=cost, maximize=maximize, many=False)
-    return perm, numbers
+    answer = _cpu.assign_matrix(_input(cost), maximize, *start, torch.get_num_threads())
+    if len(answer) != 2:
+        raise outcomes.assignment_error(*answer, cost=cost, maximize=maximize, many=False)
+    return answer  # type: ignore[no-any-return]
 
 
 def assign_array(cost: object, maximize: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:

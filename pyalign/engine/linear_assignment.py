@@ -42,15 +42,8 @@ class Assignment:
     maximize: bool
     backend: str
 
-    @classmethod
-    def _of_arrays(cls, perm: NDArray[np.int64], numbers: NDArray[np.float64], maximize: bool) -> Assignment:
-        """One matrix, solved by the compiled module. Tensors, dearer than a small problem, are made when asked for."""
-        answer = object.__new__(cls)
-        answer.__dict__.update(_perm=perm, _numbers=numbers, maximize=maximize, backend="cpu")
-        return answer
-
     def __getattr__(self, name: str) -> Any:
-        """Make the tensor of a field that has none yet."""
+        """Make the tensor of a field of `_small_answer` when it is asked for."""
         numbers = self.__dict__.get("_numbers")
         if numbers is None or name not in ("perm", "row_duals", "col_duals", "gap", "objective"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -99,8 +92,11 @@ def linear_assignment(
         >>> answer.perm.tolist(), answer.objective.item(), answer.gap.item()
         ([1, 0, 2], 5.0, 0.0)
     """
-    if start is None and dispatch.plain_cost(cost, backend):
-        return Assignment._of_arrays(*cpu.assign_matrix(cost, bool(maximize)), bool(maximize))  # type: ignore[arg-type]
+    if dispatch.plain_cost(cost, backend):
+        if start is None:
+            return _small_answer(cost, bool(maximize))  # type: ignore[arg-type]
+        if _fits(start, cost, maximize):  # type: ignore[arg-type]
+            return _small_answer(cost, bool(maximize), (start._perm, start._numbers))  # type: ignore[arg-type]
     many = not isinstance(cost, Tensor)
     matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
     if not matrices:
@@ -148,6 +144,24 @@ def linear_sum_assignment(cost: Any, maximize: bool = False) -> tuple[NDArray[np
     perm = answer.perm.cpu().numpy()
     rows = np.flatnonzero(perm >= 0).astype(np.int64)
     return rows, perm[rows]
+
+
+def _small_answer(cost: Tensor, maximize: bool, start: cpu.Arrays | tuple[None, None] = (None, None)) -> Assignment:
+    """Solve one matrix with the compiled module. The tensors, dearer than a small problem, are made when asked for."""
+    answer = object.__new__(Assignment)
+    fields = answer.__dict__
+    fields["_perm"], fields["_numbers"] = cpu.assign_matrix(cost, maximize, start)
+    fields["maximize"] = maximize
+    fields["backend"] = "cpu"
+    return answer
+
+
+def _fits(start: Assignment, cost: Tensor, maximize: bool) -> bool:
+    """Whether an earlier answer is one of `_small_answer` to a problem of this shape and sense."""
+    if "_numbers" not in start.__dict__ or start.maximize != maximize:
+        return False
+    n, m = cost.shape
+    return len(start._perm) == n and len(start._numbers) == n + m + 2
 
 
 def _matrix(cost: Any) -> Tensor:

@@ -117,6 +117,18 @@ WRONG = {
     "answer short": (lambda: assignment(answer=[zeros(1)]), "costs[0] answer: expected a sequence of 5 tensors"),
     "answer none": (lambda: assignment(answer=None, start=[None, None]), "given 1 costs, 2 starts and 1 answers"),
     "start short": (lambda: assignment(start=[[zeros(1, 3)]]), "costs[0] start: expected a sequence of 3 tensors"),
+    "one cost, batched": (
+        lambda: _cpu.assign_matrix(torch.rand(1, 3, 4), False, None, None, 1),
+        "cost: given shape (1, 3, 4), expected 2 dimensions",
+    ),
+    "one start short": (
+        lambda: _cpu.assign_matrix(torch.rand(3, 4), False, np.zeros(2, np.int64), np.zeros(9), 1),
+        "start_perm: expected 3 numbers",
+    ),
+    "one start dtype": (
+        lambda: _cpu.assign_matrix(torch.rand(3, 4), False, np.zeros(3, np.int64), [0.0] * 9, 1),
+        "start_numbers: expected a contiguous array",
+    ),
     "out overlaps": (lambda: blend(out=torch.zeros(6).expand(4, 6)), "out: given strides (0, 1)"),
     "out dtype": (lambda: blend(out=torch.zeros(4, 6, dtype=torch.int32)), "out: given int32, expected float32"),
     "tensor dtype": (
@@ -152,6 +164,13 @@ def test_wrong_inputs_raise(case):
 
 def test_right_inputs_do_not_raise():
     assert moments() is True and assignment() is None and blend() is None
+
+
+def test_arrays_that_are_not_taken():
+    for other in ([[1.0]], np.ones(3), np.ones((2, 2), np.float16), np.array([["a"]]), np.full((2, 2), np.nan)):
+        assert _cpu.assign_array(other, False, 1) is None
+    rows, columns = _cpu.assign_array(np.eye(3), False, 1)
+    assert rows.tolist() == [0, 1, 2] and sorted(columns.tolist()) == [0, 1, 2] and np.trace(np.eye(3)[:, columns]) == 0
 
 
 def test_a_capsule_is_used_once():
@@ -196,7 +215,8 @@ def test_every_simd_path(simd, dtype):
 def test_assignments_are_identical_on_every_simd_path(dtype):
     generator = torch.Generator().manual_seed(0)
     batches = [
-        (torch.rand(4, n, m, generator=generator) * 7).to(dtype) for n, m in ((13, 13), (50, 50), (30, 41), (41, 30))
+        (torch.rand(4, n, m, generator=generator) * 7).to(dtype)
+        for n, m in ((13, 13), (50, 50), (30, 41), (41, 30), (300, 300), (250, 700))
     ]
     answers = []
     for path in _cpu.simd_paths():

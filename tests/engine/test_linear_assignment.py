@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -102,6 +103,48 @@ def test_larger(family):
         check_assignment(cost, linear_assignment(cost, backend="cpu"))
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_wide_enough_for_candidates(family, maximize):
+    """Rows of more than 160 columns are known by their candidates; of more than 640, paths too are found through them."""
+    rng = np.random.default_rng(7)
+    for n, m in ((170, 170), (210, 700), (700, 180)):
+        cost = torch.from_numpy(FAMILIES[family](rng, n, m))
+        check_assignment(cost, linear_assignment(cost, maximize, backend="cpu"), maximize)
+
+
+def test_paths_through_candidates_with_near_ties():
+    """Labels at equal distances that a row's further columns add must be taken before anything farther away."""
+    rng = np.random.default_rng(11)
+    for seed in range(12):
+        scale = np.random.default_rng(seed).random((1, 660)) ** 3
+        cost = torch.from_numpy((rng.random((640, 660)) * scale).astype(np.float32))
+        check_assignment(cost, linear_assignment(cost, backend="cpu"))
+
+
+def test_forbidden_pairs_among_candidates():
+    rng = np.random.default_rng(8)
+    for share in (0.5, 0.9, 0.97):
+        cost = np.where(rng.random((300, 300)) < share, np.inf, rng.random((300, 300)))
+        np.fill_diagonal(cost, 2.0)
+        check_assignment(torch.from_numpy(cost), linear_assignment(torch.from_numpy(cost), backend="cpu"))
+
+
+def test_fields_of_a_small_answer_are_tensors_of_their_own():
+    cost = torch.rand(6, 9, generator=torch.Generator().manual_seed(1))
+    answer = linear_assignment(cost)
+    slow = linear_assignment([cost])
+    for name in ("perm", "row_duals", "col_duals", "gap", "objective"):
+        assert (
+            torch.equal(getattr(answer, name), getattr(slow, name)[0]) and getattr(answer, name).device == cost.device
+        )
+        assert getattr(answer, name) is getattr(answer, name)
+    assert "perm=tensor" in repr(answer) and "gap=tensor" in repr(linear_assignment(cost))
+    assert torch.equal(pickle.loads(pickle.dumps(linear_assignment(cost))).perm, answer.perm)
+    with pytest.raises(AttributeError, match="duals"):
+        answer.duals  # noqa: B018
+
+
 @pytest.mark.parametrize("n, m", [(0, 0), (0, 4), (4, 0)])
 def test_empty(n, m, backend):
     answer = linear_assignment(torch.zeros(n, m), backend=backend)
@@ -195,7 +238,7 @@ def test_not_finite_is_named(shape, bad, maximize, backend):
 
 
 @pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize("shape", [(40, 40), (25, 40), (40, 25), (3, 12, 12)])
+@pytest.mark.parametrize("shape", [(40, 40), (25, 40), (38, 40), (40, 38), (3, 12, 12), (200, 200), (190, 200)])
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 10.0])
 def test_warm_start_is_optimal(shape, noise, maximize, backend):
     generator = torch.Generator().manual_seed(8)
@@ -217,6 +260,17 @@ def test_warm_start_with_nonsense_is_still_optimal():
             good, col_duals=torch.full((30,), junk, dtype=torch.float64), perm=good.perm * 0 + 3
         )
         check_assignment(cost, linear_assignment(cost, start=start, backend="cpu"))
+
+
+@pytest.mark.parametrize("n", [30, 200])
+def test_warm_start_with_nonsense_for_as_many_columns_as_rows(n):
+    """Duals so large that nothing of the costs is left beside them are noticed."""
+    cost = torch.rand(n, n, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    good = linear_assignment(cost)
+    for junk in (1e300, -1e300, 1e17, -7.0):
+        for perm in (good.perm * 0, good.perm.flip(0)):
+            start = dataclasses.replace(good, col_duals=torch.full((n,), junk, dtype=torch.float64), perm=perm)
+            check_assignment(cost, linear_assignment(cost, start=start))
 
 
 def test_warm_start_of_a_list(backend):
@@ -249,6 +303,10 @@ INPUTS = {
     "unsigned": (np.arange(12).reshape(4, 3) * 7 % 5).astype(np.uint16),
     "booleans": np.eye(4, dtype=bool),
     "big endian": np.arange(9.0).reshape(3, 3).astype(">f8"),
+    "float32": np.arange(12.0, dtype=np.float32).reshape(4, 3) * 7 % 5,
+    "int8": (np.arange(12).reshape(3, 4) * 7 % 5).astype(np.int8),
+    "columns first": np.asfortranarray(np.arange(12.0).reshape(3, 4) * 7 % 5),
+    "not aligned": np.frombuffer(b"\0" + np.arange(9.0).tobytes(), np.uint8)[1:].view(np.float64).reshape(3, 3),
     "reversed": np.arange(9.0).reshape(3, 3)[::-1, ::-1],
     "empty": np.zeros((0, 3)),
     "tensor": torch.arange(6.0).reshape(2, 3),
