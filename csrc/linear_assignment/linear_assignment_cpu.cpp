@@ -4,12 +4,17 @@
 // - It starts from v = 0, not from a column reduction: where every row's cheapest column is another one, as with layers
 //   that can be aligned, one pass over the matrix is the whole solution and its certificate. On correlations and
 //   weights of trained networks a column reduction first made the later phases two to five times as long.
-// - Row reductions are continued for 16 steps per row on average instead of two rounds: with the candidates of
-//   row_scans.h a step touches about three cache lines, and what is left for the paths falls by an order of magnitude.
+// - Row reductions are continued for 16 steps per row on average (2 where rows are short) instead of two rounds: with
+// the
+//   candidates of row_scans.h a step touches about three cache lines, and far fewer rows are left for the paths.
 // - Rows with many equally cheap columns are matched by a search through tight pairs before any dual is changed.
 //
+// - A warm start keeps the earlier pairs and lowers v where another column has become cheaper, as label-correcting
+//   shortest paths do; where too many pairs have to go, it starts cold.
+//
 // Limit: one read of the costs (n * m * size of an entry); the rest happens in O(n) memory, except that paths through
-// few columns, and those of problems for which candidates fail (i * j), scan whole rows.
+// few columns, and those of problems for which candidates fail (i * j), scan whole rows. Costs whose rows are not
+// contiguous, and those with more rows than columns, are copied in their own dtype.
 // The duals are made feasible in floating point at the end, so that the certificate holds for every input.
 #include <algorithm>
 #include <cmath>

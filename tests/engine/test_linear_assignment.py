@@ -106,7 +106,7 @@ def test_larger(family):
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wide_enough_for_candidates(family, maximize):
-    """Rows of more than 160 columns are known by their candidates; of more than 640, paths too are found through them."""
+    """Rows of more than 160 columns are known by their candidates; beyond 640, paths go through them too."""
     rng = np.random.default_rng(7)
     for n, m in ((170, 170), (210, 700), (700, 180)):
         cost = torch.from_numpy(FAMILIES[family](rng, n, m))
