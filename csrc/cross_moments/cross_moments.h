@@ -9,6 +9,7 @@
 
 namespace pyalign {
 
+// Where count is 0 the co-moments are not read: their memory need not be cleared.
 struct MomentRecord {
     double* count;     // ()
     double* mean_a;    // (n)

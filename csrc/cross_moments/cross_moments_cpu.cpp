@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "core/pages.h"
 #include "core/scratch.h"
 #include "core/simd.h"
 #include "cross_moments/cross_moments.h"
@@ -64,10 +65,11 @@ class Work {
     }
 
     bool run(const MomentRecord& record, int threads) {
-        if (samples_.count == 0) return true;
         const int64_t entries = n_ * m_ + (in_.full ? n_ * n_ + m_ * m_ : 0);
-        if (tiles_ < 4 * threads && entries > (1 << 12)) return run_shared(record, threads);
-        return entries <= kPrivateEntries ? run_private(record, threads) : run_shared(record, threads);
+        const bool few = tiles_ < 4 * threads && entries > (1 << 12);
+        if (samples_.count > 0 && (few || entries > kPrivateEntries)) return run_shared(record, threads);
+        if (*record.count == 0.0) std::fill_n(record.comoment, n_ * m_, 0.0);
+        return samples_.count == 0 || run_private(record, threads);
     }
 
   private:
@@ -118,6 +120,8 @@ class Work {
         StreamTile<Real> a(n_, ld_), b(m_, ld_);
         std::vector<Run> runs;
         Interrupt no_interrupt(nullptr);
+        bool fresh = *record.count == 0.0;
+        if (fresh) expect_many_pages(record.comoment, static_cast<size_t>(n_ * m_) * sizeof(double));
         for (int64_t t = 0; t < tiles_; ++t) {
             const int64_t kept = list(t, runs);
             if (kept == 0) continue;
@@ -125,10 +129,12 @@ class Work {
             if (tiles_ == 1 && !(finite(a) && finite(b))) return false;
             begin_merge(record, a, b, kept);
             run_each(threads, row_chunks(n_), no_interrupt, [&](int64_t chunk) {
-                add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk));
+                add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk), fresh);
             });
+            fresh = false;
             if (in_.full) add_full_shared(record, a, b, kept, threads, no_interrupt);
         }
+        if (fresh) std::fill_n(record.comoment, n_ * m_, 0.0);
         if (in_.full) mirror(record);
         return true;
     }
@@ -229,13 +235,14 @@ class Work {
                 b.residual.data(),
                 c,
                 b.units,
+                false,
                 false};
     }
 
     void add_products(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
-                      int64_t begin, int64_t end) const {
+                      int64_t begin, int64_t end, bool fresh = false) const {
         TileProduct<Real> p = product(a, b, kept, record.comoment);
-        p.first_row = begin, p.last_row = end;
+        p.first_row = begin, p.last_row = end, p.fresh = fresh;
         kernels_.product(p);
     }
 

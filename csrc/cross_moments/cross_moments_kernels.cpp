@@ -280,10 +280,12 @@ PYALIGN_INLINE void add_row(const TileProduct<Real>& p, const Real* dots, int64_
     for (int j = 0; j < kColumns; ++j) {
         more[j] = static_cast<double>(dots[j]) * (scale * scale_b[j]) + (lift * lift_b[j] - drop * drop_b[j]);
     }
-    if (columns == kColumns) {  // a fixed count becomes vector instructions
+    if (columns == kColumns && p.fresh) {
+        for (int j = 0; j < kColumns; ++j) c[j] = more[j];
+    } else if (columns == kColumns) {  // a fixed count becomes vector instructions
         for (int j = 0; j < kColumns; ++j) c[j] += more[j];
     } else {
-        for (int64_t j = 0; j < columns; ++j) c[j] += more[j];
+        for (int64_t j = 0; j < columns; ++j) c[j] = (p.fresh ? 0.0 : c[j]) + more[j];
     }
 }
 

@@ -34,6 +34,7 @@ struct TileProduct {
     double* c;
     int64_t ldc;
     bool upper;  // only blocks that touch the upper triangle
+    bool fresh;  // c is not read but taken for zero
 };
 
 template <typename Real>

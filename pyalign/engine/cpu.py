@@ -67,6 +67,8 @@ def cross_moments(
     outputs = (count, mean_a, mean_b, comoment, square_a, square_b)
     if _cpu.cross_moments(_input(x), _input(y), kept, axis_x, axis_y, full, *outputs, torch.get_num_threads()):
         return
+    if record[0].item() == 0:
+        record[3].zero_()  # without samples it may hold anything
     # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
     reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
 

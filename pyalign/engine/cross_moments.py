@@ -95,10 +95,11 @@ def cross_moments(
         mask = _sample_mask(mask, samples, x)
     n, m = x.shape[axis_x], y.shape[axis_y]
     name = dispatch.choose("cross_moments", backend, (x, y))
-    record = _empty(n, m, full, x.device, name) if into is None else into
+    direct = dispatch.direct((x, y))
+    record = _empty(n, m, full, x.device, name, cleared=name != "cpu" or not direct) if into is None else into
     _check_record(record, n, m, full, x.device)
     x, y = x.detach(), y.detach()
-    if dispatch.direct((x, y)):
+    if direct:
         dispatch.function("cross_moments", name)(record.tensors, x, y, axis_x, axis_y, mask, full)
     else:
         torch.ops.pyalign.cross_moments_(*record.tensors, x, y, axis_x, axis_y, mask, full, name)
@@ -161,12 +162,14 @@ def _sample_mask(mask: Tensor, samples: torch.Size, x: Tensor) -> Tensor:
     return mask.to(torch.bool).expand(samples).contiguous()
 
 
-def _empty(n: int, m: int, full: bool, device: torch.device, name: str) -> CrossMoments:
+def _empty(n: int, m: int, full: bool, device: torch.device, name: str, cleared: bool) -> CrossMoments:
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=device)
 
     squares = (zeros(n, n), zeros(m, m)) if full else (zeros(n), zeros(m))
-    return CrossMoments(zeros(), zeros(n), zeros(m), zeros(n, m), *squares, backend=name)
+    # The compiled module does not read the co-moments of a record without samples: clearing them would cost more.
+    comoment = zeros(n, m) if cleared else torch.empty((n, m), dtype=torch.float64, device=device)
+    return CrossMoments(zeros(), zeros(n), zeros(m), comoment, *squares, backend=name)
 
 
 def _check_record(record: CrossMoments, n: int, m: int, full: bool, device: torch.device) -> None:
