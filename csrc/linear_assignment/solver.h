@@ -32,8 +32,7 @@ class Solver {
         if (n_ < m_) {
             for (int32_t i = 0; i < n_; ++i) seat(i, columns[i]);
         } else {
-            settle(columns);
-            if (free_ > n_ / kFewOf) return solve_cold();
+            if (!settle(columns)) return solve_cold();
         }
         return improve();
     }
@@ -56,7 +55,7 @@ class Solver {
   private:
     static constexpr double kInfinity = std::numeric_limits<double>::infinity();
     static constexpr int kReleaseRounds = 4;
-    static constexpr int64_t kVisits = 4, kVisitsOfRow = 12;  // kVisits per row, on average
+    static constexpr int64_t kVisits = 3, kVisitsOfRow = 12;  // kVisits per row, on average
     static constexpr int32_t kFewOf = 6;  // an earlier answer helps if no more than one row in so many is free
     static constexpr int64_t kListedReductions = 16, kScannedReductions = 2;  // per row, on average
 
@@ -87,9 +86,9 @@ class Solver {
 
     // Keeps the earlier pairs and lowers v of the columns that a row would now prefer to its own, which makes the rows
     // of those columns dearer in turn. It ends where the earlier pairs are still optimal; a row for which it does not
-    // loses its column.
-    void settle(const int32_t* columns) {
-        int32_t first = 0, waiting = 0;
+    // loses its column. False as soon as too many do: the earlier answer is of no use then.
+    bool settle(const int32_t* columns) {
+        int32_t first = 0, waiting = 0, lost = 0;
         int32_t* visits = work_.touched;
         std::fill_n(visits, n_, 0);
         std::fill_n(work_.distance, (m_ + 7) / 8 * 8, kInfinity);
@@ -102,17 +101,21 @@ class Solver {
         // seen marks the rows that wait.
         for (int32_t k = 0; k < waiting; ++k) work_.seen[work_.queue[k]] = 1;
         for (int64_t budget = kVisits * n_; waiting > 0; --budget) {
+            if (budget == (kVisits - 1) * n_ && waiting > n_ / 2)
+                return false;  // every row was visited, and it spreads
             const int32_t i = work_.queue[first];
             first = first + 1 == n_ ? 0 : first + 1, --waiting;
             work_.seen[i] = 0;
             if (budget <= 0 || ++visits[i] > kVisitsOfRow || !settle_row(i, first, &waiting)) {
                 work_.row_of[work_.column_of[i]] = -1;
                 work_.column_of[i] = -1;
+                if (++lost + (budget <= 0 ? waiting : 0) > n_ / kFewOf) return false;
             }
         }
         for (int32_t i = 0; i < n_; ++i) {
             if (work_.column_of[i] < 0) work_.free[free_++] = i;
         }
+        return free_ <= n_ / kFewOf;
     }
 
     // False where more columns would have to be looked at than the candidates.
