@@ -91,7 +91,7 @@ class PathSearch {
         for (int32_t k = 0; k < count; ++k) {
             const int32_t j = work_.found[k];
             finish_column(j);
-            work_.distance[j] = kInfinity,
+            work_.distance[j] = kInfinity;
             work_.v[j] = -kInfinity;  // so that no row reaches it until the path is found
         }
         return false;

@@ -89,9 +89,9 @@ def linear_assignment(
                 torch.empty(b, dtype=torch.float64),
             )
         )
-    exported = [[_input(tensor) for tensor in tensors] for tensors in (costs, *start, *answers)]
-    starts, outputs = exported[1 : 1 + len(start)], exported[1 + len(start) :]
-    outcome = _cpu.linear_assignment(exported[0], maximize, starts, outputs, torch.get_num_threads())
+    inputs, *starts = [[_input(tensor) for tensor in tensors] for tensors in (costs, *start)]
+    outputs = [[export(tensor) for tensor in answer] for answer in answers]
+    outcome = _cpu.linear_assignment(inputs, maximize, starts, outputs, torch.get_num_threads())
     if outcome is not None:
         raise outcomes.assignment_error(*outcome, cost=costs[outcome[1]], maximize=maximize, many=len(costs) > 1)
     return answers

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
+import textwrap
+
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment as scipy_assignment
@@ -92,3 +97,16 @@ def check_blend(got, tensors, weights, perms):
     least = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-133}.get(got.dtype, 2.0**-149)
     error = (got.double() - want).abs()
     assert bool((error <= tolerance + least).all()), f"off by {(error - tolerance).max().item():.2e} more than rounding"
+
+
+def run_script(script):
+    """Run Python code in a process of its own, away from the sources; it must succeed. Gives what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tempfile.gettempdir(),
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout

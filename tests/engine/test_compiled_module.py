@@ -18,7 +18,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from engine.helpers_engine import check_assignment, check_blend, check_moments, permute, true_moments
+from engine.helpers_engine import (
+    check_assignment,
+    check_blend,
+    check_moments,
+    permute,
+    run_script,
+    true_moments,
+)
 
 import pyalign.errors
 from pyalign import _cpu
@@ -279,14 +286,7 @@ def test_after_fork():
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert torch.equal(linear_assignment(cost).perm, want)
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=tempfile.gettempdir(),
-    )
-    assert result.returncode == 0, result.stderr
+    run_script(script)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")

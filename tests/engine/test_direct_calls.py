@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
-import tempfile
-import textwrap
 
 import numpy as np
 import pytest
 import torch
+from engine.helpers_engine import run_script
 
 from pyalign import _cpu
 
@@ -296,12 +294,4 @@ def test_a_refused_thread_is_an_error_and_the_pool_lives_on():
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
         assert blend(2) and blend(60)
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tempfile.gettempdir(),
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("refused:")
+    assert run_script(script).startswith("refused:")

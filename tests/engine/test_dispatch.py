@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
-import tempfile
-import textwrap
 
 import pytest
 import torch
+from engine.helpers_engine import run_script
 
 from pyalign import errors
 from pyalign.engine import backends, build, cross_moments, dispatch, linear_assignment, permuted_lerp
@@ -88,11 +85,4 @@ def test_missing_module_falls_back_with_one_warning():
         else:
             raise AssertionError("a named backend must not fall back")
     """
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tempfile.gettempdir(),
-    )
-    assert result.returncode == 0, result.stderr
+    run_script(script)
