@@ -92,13 +92,13 @@ class ActivationMatching:
         for site, moments in seen.items():
             by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
-        evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
+        correlations = {name: [m.correlation().cpu() for m in moments] for name, moments in by_group.items()}
+        evidence = {name: self._evidence(moments, correlations[name]) for name, moments in by_group.items()}
         solution = assign_groups(spec.outer_first(), evidence, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
         elements = {name: solution.elements[name] for name in spec.groups}
-        correlations = {name: _mean_correlation(moments) for name, moments in by_group.items()}
         return Alignment(
             spec,
             elements,
@@ -106,34 +106,29 @@ class ActivationMatching:
             objective=solution.objective,
             trace=(solution.objective,),
             worst_gap=solution.worst_gap,
-            correlation_before={n: _along(c, ScaledPermutation.identity(len(c))) for n, c in correlations.items()},
+            correlation_before={n: _along(c, ScaledPermutation.identity(len(c[0]))) for n, c in correlations.items()},
             correlation_after={n: _along(c, elements[n]) for n, c in correlations.items()},
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
             notes=tuple(_notes(spec, evidence, solution)),
         )
 
-    def _evidence(self, moments: list[Moments]) -> Evidence:
+    def _evidence(self, moments: list[Moments], correlations: list[Tensor]) -> Evidence:
         dead_a = torch.stack([m.constant_a.cpu() for m in moments]).all(0)
         dead_b = torch.stack([m.constant_b.cpu() for m in moments]).all(0)
-        parts = [self._similarity(m).cpu() for m in moments]
-        return Evidence(torch.stack(parts).sum(0), dead_a=dead_a, dead_b=dead_b)
+        parts = correlations if self.similarity == "correlation" else [self._similarity(m).cpu() for m in moments]
+        return Evidence(sum(parts[1:], start=parts[0]), dead_a=dead_a, dead_b=dead_b)
 
     def _similarity(self, moments: Moments) -> Tensor:
-        if self.similarity == "correlation":
-            return moments.correlation()
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
 
 
-def _mean_correlation(moments: list[Moments]) -> Tensor:
-    return torch.stack([m.correlation().cpu() for m in moments]).mean(0)
-
-
-def _along(correlation: Tensor, element: ScaledPermutation) -> float:
-    matched = correlation.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+def _along(correlations: list[Tensor], element: ScaledPermutation) -> float:
+    """Mean correlation of the matched units, over the sites of a group."""
+    matched = torch.stack([c.gather(1, element.perm.unsqueeze(1)).squeeze(1) for c in correlations])
     if element.scale is not None:
         matched = matched * element.scale.sign()
-    return float(matched.mean()) if len(matched) else 0.0
+    return float(matched.mean()) if matched.numel() else 0.0
 
 
 def _notes(spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solution) -> list[str]:

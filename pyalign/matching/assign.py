@@ -42,14 +42,17 @@ class Evidence:
         total = odd.sum() if element.scale is None else torch.dot(odd, element.scale)
         return float(total if self.even is None else total + self.even.gather(1, perm).sum())
 
-    def preference(self) -> Tensor | None:
-        """A bonus that makes dead units match each other (a dead unit its own slot first), or None."""
+    def preferring(self, gain: Tensor) -> Tensor:
+        """The gain with a bonus that makes dead units match each other, a dead unit its own slot first."""
         if self.dead_a is None or self.dead_b is None or not bool(self.dead_a.any() & self.dead_b.any()):
-            return None
-        n = len(self.dead_a)
-        size = 1.0 + 2.0 * n * float(self.gain(False).abs().max())
-        both = torch.outer(self.dead_a, self.dead_b).double()
-        return size * (both + both.diagonal().diag() / (2 * n))
+            return gain
+        n, size = len(self.dead_a), 1.0 + 2.0 * len(self.dead_a) * float(self.gain(False).abs().max())
+        dead_a, dead_b = (torch.where(dead)[0].to(gain.device) for dead in (self.dead_a, self.dead_b))
+        slots = torch.where(self.dead_a & self.dead_b)[0].to(gain.device)
+        bonus = gain.clone()
+        bonus[dead_a.unsqueeze(1), dead_b] += size
+        bonus[slots, slots] += size / (2 * n)
+        return bonus
 
 
 @dataclass
@@ -137,15 +140,14 @@ class _Search:
         own = self.evidence.get(group.name)
         parts = [] if own is None else [own.gain(self.free(group))]
         parts += [self.tables[c.name] for c in self.children.get(group.name, []) if c.name in self.tables]
-        return torch.stack(parts).sum(0) if parts else None
+        return sum(parts[1:], start=parts[0]) if parts else None
 
     def free(self, group: Group) -> bool:
         return self.signs and group.kind.signs
 
     def preferred(self, group: Group, gain: Tensor) -> Tensor:
         own = self.evidence.get(group.name)
-        bonus = None if own is None else own.preference()
-        return gain if bonus is None else gain + bonus
+        return gain if own is None else own.preferring(gain)
 
     def solve(self, matrices: list[Tensor]) -> list[Tensor]:
         answer: Assignment = linear_assignment(matrices, maximize=True, backend=self.backend)

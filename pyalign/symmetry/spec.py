@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -130,19 +130,31 @@ class SymmetrySpec:
         Raises:
             MismatchError: Names or shapes are not those of the spec.
         """
-        self.check_state(state)
         moved: dict[str, Tensor] = {}
-        result: dict[str, Tensor] = {}
+        for name, tensor in self.moving(elements, state, power):
+            moved[name] = tensor if tensor is not None else moved[self.aliases[name]]
+        return moved
+
+    def moving(
+        self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor], power: int = 1
+    ) -> Iterator[tuple[str, Tensor | None]]:
+        """What `apply` answers, one tensor at a time; None for another name of a tensor that came before.
+
+        Raises:
+            MismatchError: Names or shapes are not those of the spec.
+        """
+        self.check_state(state)
+        done: set[str] = set()
         for name, tensor in state.items():
             canonical = self.aliases.get(name, name)
-            shared = name in self.aliases and canonical in state and state[canonical].data_ptr() == tensor.data_ptr()
-            if shared and canonical in moved:
-                result[name] = moved[canonical]
-                continue
-            result[name] = act(tensor, self.on(name), elements, power * variance_power(name))
-            if name == canonical:
-                moved[name] = result[name]
-        return result
+            shared = canonical in done and state[canonical].data_ptr() == tensor.data_ptr()
+            done.add(name)
+            yield (
+                name,
+                None
+                if shared and name != canonical
+                else act(tensor, self.on(name), elements, power * variance_power(name)),
+            )
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raise unless `state` has every bound tensor with the spec's shape.

@@ -156,18 +156,15 @@ def _fixed(
             for a, b in ((x[y != 0], y[y != 0]) for x, y in ties.edges)
         ],
     )
-    why: dict[int, str] = {}
-    direct: dict[int, str] = {}
-    for atoms, reason in ties.pins:
-        for atom in atoms.tolist():
-            direct.setdefault(atom, reason)
-            why.setdefault(int(loose[atom]), reason)
+    direct, why = np.full(ties.atoms, -1), np.full(ties.atoms, -1)
+    for number, (atoms, _) in reversed(list(enumerate(ties.pins))):  # the first reason stays
+        direct[atoms] = why[loose[atoms]] = number
     result = []
     for axis, found in layout:
         if not found:
+            pin = direct[axis.start] if direct[axis.start] >= 0 else why[loose[axis.start]]
             default = "its units differ from each other" if axis.size > 1 else "a single unit"
-            reason = direct.get(axis.start) or why.get(int(loose[axis.start])) or default
-            result.append(FixedAxis(axis.tensor, axis.axis, reason))
+            result.append(FixedAxis(axis.tensor, axis.axis, ties.pins[pin][1] if pin >= 0 else default))
     return tuple(result)
 
 

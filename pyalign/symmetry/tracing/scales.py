@@ -27,13 +27,12 @@ class Scales:
         self.node = components(2 * n, edges)
         size = int(self.node.max()) + 1
         self.signs, self.scales = np.ones(size, bool), np.ones(size, bool)
-        self.reasons: dict[int, str] = {}
-        for atoms, kind, reason in ties.scale_limits:
+        self.limit = np.full(size, -1)
+        for number, (atoms, kind, _) in reversed(list(enumerate(ties.scale_limits))):  # the first reason stays
             nodes = np.unique(self.node[np.concatenate([atoms, atoms + n])])
             self.signs[nodes] &= kind.signs
             self.scales[nodes] &= kind.scales
-            for node in nodes.tolist():
-                self.reasons.setdefault(node, reason)
+            self.limit[nodes] = number
         own_inverse = self.node[:n] == self.node[n:]
         self.scales[self.node[:n][own_inverse]] = False
 
@@ -43,8 +42,7 @@ class Scales:
         node, inverse = self.node[atoms], self.node[atoms + self.count]
         best = self._generator(node[0], inverse[0])
         if best is None:
-            reasons = [self.reasons[n] for n in node[0].tolist() if n in self.reasons]
-            return Kind.PERMUTATION, reasons[0] if reasons else "", {}
+            return Kind.PERMUTATION, next(filter(None, map(self._reason, node[0].tolist())), ""), {}
         own = node[:, best : best + 1]
         falls, grows = atoms[node == inverse[:, best : best + 1]], atoms[node == own]
         powers = dict.fromkeys(falls.tolist(), -1) | dict.fromkeys(grows.tolist(), 1)
@@ -52,7 +50,12 @@ class Scales:
         kind = (
             Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
         )
-        return kind, self.reasons.get(int(own[0, 0]), "only linear operators act on it"), powers
+        return kind, self._reason(int(own[0, 0])) or "only linear operators act on it", powers
+
+    def _reason(self, node: int) -> str:
+        """Why a node's factor is limited, or nothing."""
+        limit = int(self.limit[node])
+        return self.ties.scale_limits[limit][2] if limit >= 0 else ""
 
     def _generator(self, node: Nodes, inverse: Nodes) -> int | None:
         """Role of the atom whose scale the group takes: free, and shared by the most tensors of the first unit."""

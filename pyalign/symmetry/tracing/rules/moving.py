@@ -39,6 +39,16 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
     return [settle(trace, planes) for planes in results]
 
 
+def reordered(trace: Trace, call: Call) -> list[Planes]:
+    """Axes change places: the operator is run on the planes as they are, with size 1 where they do not vary."""
+    return [
+        settle(
+            trace,
+            [Plane(call.func(p.atoms, *call.args[1:], **call.kwargs), p.scaled) for p in trace.planes(call.args[0])],
+        )
+    ]
+
+
 def settle(trace: Trace, planes: Sequence[Plane]) -> Planes:
     """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned."""
     kept: list[Plane] = []
@@ -235,12 +245,13 @@ def unfolded(trace: Trace, call: Call) -> list[Planes] | None:
     return [settle(trace, planes)]
 
 
+_REORDERED = ("permute", "transpose", "t", "movedim", "swapaxes", "permute_copy", "transpose_copy", "t_copy")
 _MOVED = """
-    permute transpose t expand unsqueeze squeeze slice select narrow split split_with_sizes unbind chunk
-    unsafe_split unsafe_split_with_sizes unsafe_chunk diagonal unfold flip roll repeat tile movedim swapaxes
+    expand unsqueeze squeeze slice select narrow split split_with_sizes unbind chunk
+    unsafe_split unsafe_split_with_sizes unsafe_chunk diagonal unfold flip roll repeat tile
     pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle reflection_pad1d reflection_pad2d
     reflection_pad3d replication_pad1d replication_pad2d replication_pad3d rot90 repeat_interleave squeeze_copy
-    expand_copy permute_copy slice_copy unfold_copy
+    expand_copy slice_copy unfold_copy
 """.split()  # noqa: SIM905 (a list literal fills a page)
 _SAME = """
     clone detach alias contiguous _to_copy lift_fresh lift lift_fresh_copy dropout native_dropout to positive
@@ -248,6 +259,7 @@ _SAME = """
 """.split()  # noqa: SIM905 (a list literal fills a page)
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(_REORDERED, reordered),
     **dict.fromkeys(_MOVED, moved),
     **dict.fromkeys(_SAME, same),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy"), viewed),
