@@ -2,6 +2,9 @@
 // caches. Inlined into the kernels file that includes it, like core/vector.h.
 #pragma once
 
+#include <type_traits>
+#include <utility>
+
 #include "core/vector.h"
 
 #if defined(__GNUC__)
@@ -128,6 +131,25 @@ PYALIGN_INLINE void store_pair(Half* to, const Pair<float>& pair) {
     for (int k = 0; k < PairCount<Half>::value; ++k) narrow(lanes[k], to + k);
 }
 
+#if defined(PYALIGN_HAS_ZIP)
+template <int... kLane>
+PYALIGN_INLINE Pair<float> apart(VectorF a, VectorF b, std::integer_sequence<int, kLane...>) {
+    return {{__builtin_shufflevector(a, b, (2 * kLane)...), __builtin_shufflevector(a, b, (2 * kLane + 1)...)}};
+}
+#endif
+
+// Sums that lie in the order of the elements, as the pair of those elements.
+template <typename Element, typename Real>
+PYALIGN_INLINE Pair<Real> load_sums(const Real* from) {
+#if defined(PYALIGN_HAS_ZIP)
+    if constexpr (std::is_same_v<Element, BFloat>) {
+        constexpr int kLanes = Lanes<float>::count;
+        return apart(load(from), load(from + kLanes), std::make_integer_sequence<int, kLanes>());
+    }
+#endif
+    return load_pair<Real>(from);
+}
+
 // Products in float64, where those of floats are exact.
 PYALIGN_INLINE void add_products(const Pair<float>& a, const Pair<float>& b, VectorD* sums) {
     float lanes[2][2 * Lanes<float>::count];
@@ -144,26 +166,35 @@ PYALIGN_INLINE void add_products(const Pair<double>& a, const Pair<double>& b, V
 }
 
 #if defined(PYALIGN_HAS_ZIP)
-// low = a0 b0 a1 b1 ..., high the rest.
+// Within every 16 bytes: low = a0 b0 a1 b1 ..., high the rest. Crossing them would cost another instruction each.
 PYALIGN_INLINE void zip(ShortVector<uint16_t, 16> a, ShortVector<uint16_t, 16> b, ShortVector<uint16_t, 16>& low,
                         ShortVector<uint16_t, 16>& high) {
     low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
     high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
 }
-PYALIGN_INLINE void zip(ShortVector<uint32_t, 16> a, ShortVector<uint32_t, 16> b, ShortVector<uint32_t, 16>& low,
-                        ShortVector<uint32_t, 16>& high) {
+PYALIGN_INLINE void zip(ShortVector<float, 16> a, ShortVector<float, 16> b, ShortVector<float, 16>& low,
+                        ShortVector<float, 16>& high) {
     low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
     high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
 }
 PYALIGN_INLINE void zip(ShortVector<uint16_t, 32> a, ShortVector<uint16_t, 32> b, ShortVector<uint16_t, 32>& low,
                         ShortVector<uint16_t, 32>& high) {
-    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 8, 24, 9, 25, 10, 26, 11, 27);
+    high = __builtin_shufflevector(a, b, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31);
 }
-PYALIGN_INLINE void zip(ShortVector<uint32_t, 32> a, ShortVector<uint32_t, 32> b, ShortVector<uint32_t, 32>& low,
-                        ShortVector<uint32_t, 32>& high) {
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
-    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+PYALIGN_INLINE void zip(ShortVector<float, 32> a, ShortVector<float, 32> b, ShortVector<float, 32>& low,
+                        ShortVector<float, 32>& high) {
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
+    high = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+}
+
+// a = the first 16 bytes of both, b = the last 16 bytes of both.
+template <typename Item>
+PYALIGN_INLINE void exchange(ShortVector<Item, 32>& a, ShortVector<Item, 32>& b) {
+    typedef ShortVector<uint64_t, 32> Words;
+    const Words x = (Words)a, y = (Words)b;
+    a = (ShortVector<Item, 32>)__builtin_shufflevector(x, y, 0, 1, 4, 5);
+    b = (ShortVector<Item, 32>)__builtin_shufflevector(x, y, 2, 3, 6, 7);
 }
 #endif
 

@@ -4,17 +4,11 @@
 
 #include "core/real_vector.h"
 #include "core/vector.h"
+#include "permuted_lerp/records.h"
 
 namespace pyalign {
 namespace PYALIGN_SIMD {
 namespace {
-
-template <int64_t kBytes>
-PYALIGN_INLINE void move_bytes(char* to, const char* from) {
-    char value[kBytes];
-    std::memcpy(value, from, kBytes);
-    std::memcpy(to, value, kBytes);
-}
 
 template <typename Item>
 void collect_items(const Item* from, const int64_t* table, int64_t count, Item* to) {
@@ -59,84 +53,26 @@ void spread(int64_t item, const char* from, const RowTable& row, char* to) {
     for (int64_t i = 0; i < row.runs; ++i) std::memcpy(to + row.table[i] * item, from + i * bytes, bytes);
 }
 
-void prefetch(const char* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) PYALIGN_PREFETCH_READ(from + at);
-}
-
 #if defined(PYALIGN_HAS_ZIP)
-constexpr int64_t kRecord = PYALIGN_VECTOR_BYTES < 32 ? 16 : 32;  // half vectors are as fast, and need half the room
-constexpr int64_t kStrip = 512;                                   // bytes of each row that are turned around together
-
-// records[j] = entry j of every row, by log2(n) rounds of interleaving row i with row i + n / 2.
-template <typename Item>
-PYALIGN_INLINE void turn(ShortVector<Item, kRecord>* rows) {
-    constexpr int kRows = kRecord / sizeof(Item);
-    PYALIGN_UNROLL
-    for (int round = 1; round < kRows; round *= 2) {
-        ShortVector<Item, kRecord> next[kRows];
-        PYALIGN_UNROLL
-        for (int i = 0; i < kRows / 2; ++i) zip(rows[i], rows[i + kRows / 2], next[2 * i], next[2 * i + 1]);
-        PYALIGN_UNROLL
-        for (int i = 0; i < kRows; ++i) rows[i] = next[i];
-    }
-}
-
-// Strips are copied first: rows a power of two apart would push each other out of the first-level cache.
-template <typename Item>
-void file_as(const char* const* rows, const char* const* ahead, int64_t count, char* records) {
-    constexpr int kRows = kRecord / sizeof(Item);
-    constexpr int64_t kPitch = kStrip + 64;
-    alignas(64) char strip[kRows * kPitch];
-    const int64_t bytes = count * static_cast<int64_t>(sizeof(Item));
-    for (int64_t begin = 0; begin < bytes; begin += kStrip) {
-        const int64_t size = bytes - begin < kStrip ? bytes - begin : kStrip;
-        for (int r = 0; r < kRows; ++r) {
-            if (ahead) prefetch(ahead[r] + begin, size);
-            if (size < kStrip) {
-                std::memcpy(strip + r * kPitch, rows[r] + begin, size);
-                continue;
-            }
-            for (int64_t at = 0; at < kStrip; at += kRecord) {
-                move_bytes<kRecord>(strip + r * kPitch + at, rows[r] + begin + at);
-            }
-        }
-        for (int64_t at = 0; at < size; at += kRecord) {
-            ShortVector<Item, kRecord> block[kRows];
-            PYALIGN_UNROLL
-            for (int r = 0; r < kRows; ++r) std::memcpy(&block[r], strip + r * kPitch + at, kRecord);
-            turn<Item>(block);
-            char* to = records + (begin + at) * kRows;
-            PYALIGN_UNROLL
-            for (int r = 0; r < kRows; ++r) std::memcpy(to + r * kRecord, &block[r], kRecord);
-        }
-    }
-}
-
-template <typename Item>
-void collect_filed_as(const char* records, const int64_t* table, int64_t count, char* to, int64_t pitch) {
-    constexpr int kRows = kRecord / sizeof(Item);
-    for (int64_t i = 0; i < count; i += kRows) {
-        ShortVector<Item, kRecord> block[kRows];
-        PYALIGN_UNROLL
-        for (int r = 0; r < kRows; ++r) std::memcpy(&block[r], records + table[i + r] * kRecord, kRecord);
-        turn<Item>(block);
-        PYALIGN_UNROLL
-        for (int r = 0; r < kRows; ++r) std::memcpy(to + r * pitch + i * sizeof(Item), &block[r], kRecord);
-    }
-}
-
 // A record of few entries saves too little.
 int64_t rows_at_once(int64_t item) {
     return kRecord / item >= 8 ? kRecord / item : 0;
 }
 
 void file(int64_t item, const char* const* rows, const char* const* ahead, int64_t count, char* records) {
-    item == 2 ? file_as<uint16_t>(rows, ahead, count, records) : file_as<uint32_t>(rows, ahead, count, records);
+    item == 2 ? file_as<uint16_t>(rows, ahead, count, records) : file_as<float>(rows, ahead, count, records);
 }
 
 void collect_filed(int64_t item, const char* records, const int64_t* table, int64_t count, char* to, int64_t pitch) {
     item == 2 ? collect_filed_as<uint16_t>(records, table, count, to, pitch)
-              : collect_filed_as<uint32_t>(records, table, count, to, pitch);
+              : collect_filed_as<float>(records, table, count, to, pitch);
+}
+
+void add_filed(DType dtype, const FiledTerm* terms, int64_t n_terms, int64_t count, char* sums, int64_t pitch,
+               bool begins) {
+    dtype == DType::f16    ? add_filed_as<Half>(terms, n_terms, count, sums, pitch, begins)
+    : dtype == DType::bf16 ? add_filed_as<BFloat>(terms, n_terms, count, sums, pitch, begins)
+                           : add_filed_as<float>(terms, n_terms, count, sums, pitch, begins);
 }
 #else
 int64_t rows_at_once(int64_t) {
@@ -144,25 +80,19 @@ int64_t rows_at_once(int64_t) {
 }
 void file(int64_t, const char* const*, const char* const*, int64_t, char*) {}
 void collect_filed(int64_t, const char*, const int64_t*, int64_t, char*, int64_t) {}
+void add_filed(DType, const FiledTerm*, int64_t, int64_t, char*, int64_t, bool) {}
 #endif
 
-template <typename Real, int kPairs>
-PYALIGN_INLINE void keep_sums(const Pair<Real> (&sum)[kPairs], const PartialSums& partial, int64_t begin) {
-    Real* after = reinterpret_cast<Real*>(partial.sums) + begin;
-    for (int k = 0; k < kPairs; ++k) store_pair<false, Real>(after + k * 2 * Lanes<Real>::count, sum[k]);
-}
-
-// The weighted sum of the pairs that load(t, k) gives, going on from `begin` of the partial sums. The first term of all
-// is no sum, which would turn -0 into 0.
-template <typename Real, int kPairs, typename Load>
-PYALIGN_INLINE void add_terms(Pair<Real> (&sum)[kPairs], const double* weights, int64_t n_terms,
-                              const PartialSums& partial, int64_t begin, Load load_term) {
-    const bool first = partial.begins && n_terms > 0;
+// The sums before, if there are any, and the weighted pairs that load_term(t, k) gives. The first term of all is no
+// sum, which would turn -0 into 0.
+template <typename Element, typename Real, int kPairs, typename Load>
+PYALIGN_INLINE void add_terms(Pair<Real> (&sum)[kPairs], const Real* before, const double* weights, int64_t n_terms,
+                              Load load_term) {
+    const bool first = !before && n_terms > 0;
     const auto weight = broadcast(first ? static_cast<Real>(weights[0]) : Real(0));
-    const Real* before = reinterpret_cast<const Real*>(partial.sums) + begin;
     for (int k = 0; k < kPairs; ++k) {
-        if (!partial.begins) {
-            sum[k] = load_pair<Real>(before + k * 2 * Lanes<Real>::count);
+        if (before) {
+            sum[k] = load_sums<Element>(before + k * 2 * Lanes<Real>::count);
         } else if (first) {
             const Pair<Real> value = load_term(0, k);
             for (int h = 0; h < 2; ++h) sum[k].half[h] = weight * value.half[h];
@@ -179,48 +109,64 @@ PYALIGN_INLINE void add_terms(Pair<Real> (&sum)[kPairs], const double* weights, 
     }
 }
 
-template <int kPairs, bool kPast, typename Element>
-PYALIGN_INLINE void blend_pairs(Element* out, const char* const* terms, const double* weights, int64_t n_terms,
-                                const PartialSums& partial, int64_t begin) {
-    constexpr int kPair = PairCount<Element>::value;
-    Pair<RealOf<Element>> sum[kPairs];
-    add_terms(sum, weights, n_terms, partial, begin, [&](int64_t t, int k) {
-        return load_pair(reinterpret_cast<const Element*>(terms[t]) + begin + k * kPair);
-    });
-    if (!partial.ends) return keep_sums(sum, partial, begin);
-    for (int k = 0; k < kPairs; ++k) store_pair<kPast>(out + begin + k * kPair, sum[k]);
-}
-
-// Fewer elements than a pair has, by way of a whole one, so that they are rounded alike.
 template <typename Element>
-void blend_few(Element* out, const char* const* terms, const double* weights, int64_t n_terms,
-               const PartialSums& partial, int64_t begin, int64_t count) {
-    alignas(64) Element few[PairCount<Element>::value] = {};
-    Pair<RealOf<Element>> sum[1];
-    add_terms(sum, weights, n_terms, partial, begin, [&](int64_t t, int) {
-        std::memcpy(few, reinterpret_cast<const Element*>(terms[t]) + begin, count * sizeof(Element));
-        return load_pair(static_cast<const Element*>(few));
-    });
-    if (!partial.ends) return keep_sums(sum, partial, begin);
-    store_pair<false>(static_cast<Element*>(few), sum[0]);
-    std::memcpy(out + begin, few, count * sizeof(Element));
-}
+struct Blend {
+    typedef RealOf<Element> Real;
+    static constexpr int kPair = PairCount<Element>::value;
+    Element* out;
+    const Real* sums;
+    const char* const* terms;
+    const double* weights;
+    int64_t n_terms;
 
-template <bool kPast, typename Element>
-void blend_as(Element* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t count,
-              const PartialSums& partial) {
-    constexpr int kPair = PairCount<Element>::value;
-    int64_t i = 0;
-    if (kPast) {  // such stores need aligned addresses
-        const int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(out) % 64 / sizeof(Element));
-        const int64_t head = ahead < count ? ahead : count;
-        for (; i < head; i += kPair)
-            blend_few(out, terms, weights, n_terms, partial, i, head - i < kPair ? head - i : kPair);
-        i = head;
+    const Element* term(int64_t t, int64_t at) const { return reinterpret_cast<const Element*>(terms[t]) + at; }
+
+    template <int kPairs, bool kPast>
+    void pairs(int64_t begin) const {
+        Pair<Real> sum[kPairs];
+        add_terms<Element>(sum, sums ? sums + begin : sums, weights, n_terms,
+                           [&](int64_t t, int k) { return load_pair(term(t, begin + k * kPair)); });
+        for (int k = 0; k < kPairs; ++k) store_pair<kPast>(out + begin + k * kPair, sum[k]);
     }
-    for (; i + 2 * kPair <= count; i += 2 * kPair) blend_pairs<2, kPast>(out, terms, weights, n_terms, partial, i);
-    for (; i + kPair <= count; i += kPair) blend_pairs<1, kPast>(out, terms, weights, n_terms, partial, i);
-    if (i < count) blend_few(out, terms, weights, n_terms, partial, i, count - i);
+
+    // Fewer elements than a pair has, by way of a whole one, so that they are rounded alike.
+    void few(int64_t begin, int64_t count) const {
+        alignas(64) Element some[kPair] = {};
+        alignas(64) Real begun[kPair] = {};
+        if (sums) std::memcpy(begun, sums + begin, count * sizeof(Real));
+        const Real* before = sums ? begun : nullptr;
+        Pair<Real> sum[1];
+        add_terms<Element>(sum, before, weights, n_terms, [&](int64_t t, int) {
+            std::memcpy(some, term(t, begin), count * sizeof(Element));
+            return load_pair(static_cast<const Element*>(some));
+        });
+        store_pair<false>(static_cast<Element*>(some), sum[0]);
+        std::memcpy(out + begin, some, count * sizeof(Element));
+    }
+
+    template <bool kPast>
+    void all(int64_t count) const {
+        int64_t i = 0;
+        if (kPast) {  // such stores need aligned addresses
+            const int64_t ahead = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(out) % 64 / sizeof(Element));
+            const int64_t head = ahead < count ? ahead : count;
+            for (; i < head; i += kPair) few(i, head - i < kPair ? head - i : kPair);
+            i = head;
+        }
+        for (; i + 2 * kPair <= count; i += 2 * kPair) pairs<2, kPast>(i);
+        for (; i + kPair <= count; i += kPair) pairs<1, kPast>(i);
+        if (i < count) few(i, count - i);
+    }
+};
+
+// Of a row that is read from its beginning on, the processor fetches the rest of a page by itself once it has seen the
+// first lines, and has more reads under way then than it lets a program ask for.
+void prefetch_soon(const char* from, int64_t bytes, bool in_order) {
+    constexpr int64_t kPage = 4096, kFirstLines = 192;
+    if (!in_order) return prefetch(from, bytes);
+    for (int64_t at = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(from) % kPage); at < bytes; at += kPage) {
+        prefetch(from + at, bytes - at < kFirstLines ? bytes - at : kFirstLines);
+    }
 }
 
 template <typename Use>
@@ -231,12 +177,13 @@ PYALIGN_INLINE void with_element(DType dtype, Use use) {
                            : use(float());
 }
 
-void blend(DType dtype, char* out, const char* const* terms, const double* weights, int64_t n_terms, int64_t count,
-           const PartialSums& partial, bool past_caches) {
+void blend(DType dtype, char* out, const char* sums, const char* const* terms, const double* weights, int64_t n_terms,
+           int64_t count, bool past_caches) {
     with_element(dtype, [&](auto element) {
-        auto* to = reinterpret_cast<decltype(element)*>(out);
-        past_caches ? blend_as<true>(to, terms, weights, n_terms, count, partial)
-                    : blend_as<false>(to, terms, weights, n_terms, count, partial);
+        typedef decltype(element) Element;
+        const Blend<Element> work{reinterpret_cast<Element*>(out), reinterpret_cast<const RealOf<Element>*>(sums),
+                                  terms, weights, n_terms};
+        past_caches ? work.template all<true>(count) : work.template all<false>(count);
     });
 }
 
@@ -269,8 +216,8 @@ void dot(DType dtype, const char* with, const char* const* terms, int64_t n_term
 }  // namespace
 
 const LerpTable& lerp_table() {
-    static const LerpTable table = {collect, spread,      rows_at_once, file,    collect_filed,
-                                    blend,   store_fence, dot,          prefetch};
+    static const LerpTable table = {collect,   spread, rows_at_once, file, collect_filed,
+                                    add_filed, blend,  store_fence,  dot,  prefetch_soon};
     return table;
 }
 

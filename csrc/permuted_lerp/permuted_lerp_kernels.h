@@ -15,11 +15,11 @@ struct RowTable {
     int64_t run;
 };
 
-// Sums that a later call goes on with, in the type they are computed in; room for 64 bytes behind the last.
-struct PartialSums {
-    char* sums = nullptr;
-    bool begins = true;  // nothing was added before
-    bool ends = true;    // nothing will be: store to the result
+// Filed rows that are summed: where their records lie, and which record each entry of the sum takes.
+struct FiledTerm {
+    const char* records;
+    const int64_t* table;
+    double weight;
 };
 
 struct LerpTable {
@@ -39,15 +39,21 @@ struct LerpTable {
     void (*collect_filed)(int64_t item, const char* records, const int64_t* table, int64_t count, char* to,
                           int64_t pitch);
 
-    // out[i] = sum over terms of weights[t] * terms[t][i]; float64 sums in float64, the others in float32.
-    // `past_caches` writes to memory without reading it first; `fence` ends such writing.
-    void (*blend)(DType dtype, char* out, const char* const* terms, const double* weights, int64_t n_terms,
-                  int64_t count, const PartialSums& partial, bool past_caches);
+    // The weighted sum of filed rows, in float32: row r of `sums` begins at r * pitch bytes. Entries of the sum take
+    // the records table[0 .. count), count a multiple of 16; sums that were not begun before are not read.
+    void (*add_filed)(DType dtype, const FiledTerm* terms, int64_t n_terms, int64_t count, char* sums, int64_t pitch,
+                      bool begins);
+
+    // out[i] = sums[i] + sum over terms of weights[t] * terms[t][i]; float64 sums in float64, the others in float32.
+    // There need not be sums. `past_caches` writes to memory without reading it first; `fence` ends such writing.
+    void (*blend)(DType dtype, char* out, const char* sums, const char* const* terms, const double* weights,
+                  int64_t n_terms, int64_t count, bool past_caches);
     void (*fence)();
     // Add to sums[t] the products of `with` and terms[t], in float64.
     void (*dot)(DType dtype, const char* with, const char* const* terms, int64_t n_terms, int64_t count, double* sums);
-    // Ask for bytes that will be read soon.
-    void (*prefetch)(const char* from, int64_t bytes);
+    // Ask for bytes that will be read soon; `in_order`: for the beginnings of pages that will be read one after
+    // another.
+    void (*prefetch)(const char* from, int64_t bytes, bool in_order);
 };
 
 PYALIGN_DECLARE(LerpTable, lerp_table)

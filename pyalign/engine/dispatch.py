@@ -34,6 +34,7 @@ __all__ = [
     "function",
     "gradient",
     "implementation",
+    "plain",
     "plain_cost",
 ]
 
@@ -188,10 +189,14 @@ def direct(tensors: Sequence[Tensor]) -> bool:
 
     It may not while it is traced or compiled, for tensor subclasses (fake tensors), or where a gradient is to flow.
     """
+    return plain(tensors) and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+
+
+def plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are ordinary tensors in eager mode, which nothing traces."""
     if torch.compiler.is_compiling():
         return False
-    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
-    return plain and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def plain_cost(tensor: object, backend: str) -> bool:

@@ -21,6 +21,9 @@ Axes = Sequence[Sequence[Tensor | None]]
 
 def permuted_sum(out: Tensor | None, tensors: Sequence[Tensor], weights: Tensor, axes: Axes, backend: str) -> Tensor:
     """Give the weighted sum of checked tensors: `out` when it is given, else a new tensor with gradients."""
+    if out is None and dispatch.plain([*tensors, weights]):
+        result: Tensor = _EagerSum.apply(weights, *_present(axes), backend, *tensors)  # type: ignore[no-untyped-call]
+        return result
     if out is None:
         return _sum(tensors, weights, axes, backend)
     torch.ops.pyalign.permuted_sum_out(out, tensors, weights, *_present(axes), backend)
@@ -28,6 +31,10 @@ def permuted_sum(out: Tensor | None, tensors: Sequence[Tensor], weights: Tensor,
 
 
 def _sum(tensors: Sequence[Tensor], weights: Tensor, axes: Axes, backend: str) -> Tensor:
+    if dispatch.direct([*tensors, weights]):
+        out = _like(tensors)
+        dispatch.implementation("permuted_lerp", backend, tensors)(out, tensors, weights.tolist(), axes)
+        return out
     result: Tensor = torch.ops.pyalign.permuted_sum(tensors, weights, *_present(axes), backend)
     return result
 
@@ -111,15 +118,41 @@ def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _sum_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    return *_sum_gradients(ctx, gradient, ctx.needs_input_grad[0]), *_not_differentiated(ctx)
+
+
+def _sum_gradients(ctx: Any, gradient: Tensor, needed: Sequence[bool]) -> tuple[list[Any], Tensor | None]:
     weights, *saved = ctx.saved_tensors
     perms, tensors = saved[: ctx.moved], saved[ctx.moved :]
     axes = _grouped(perms, ctx.places, ctx.k, gradient.dim())
     for_weights = None
-    if tensors:
+    if tensors and dispatch.direct([gradient, *tensors]):
+        dots: Tensor = dispatch.gradient("permuted_lerp", ctx.backend, tensors)(gradient, tensors, axes)
+        for_weights = dots.to(weights.device)
+    elif tensors:
         dots = torch.ops.pyalign.permuted_dots(gradient, tensors, perms, ctx.places, ctx.backend)
         for_weights = dots.to(weights.device)
-    for_tensors = _for_tensors(ctx, gradient, weights, axes, ctx.needs_input_grad[0])
-    return for_tensors, for_weights, *_not_differentiated(ctx)
+    return _for_tensors(ctx, gradient, weights, axes, needed), for_weights
+
+
+class _EagerSum(torch.autograd.Function):
+    """The operator for ordinary tensors: torch.library's own bookkeeping takes ten times as long as a small sum."""
+
+    @staticmethod
+    def forward(
+        weights: Tensor, perms: Sequence[Tensor], places: Sequence[int], backend: str, *tensors: Tensor
+    ) -> Tensor:
+        return _sum(tensors, weights, _grouped(perms, places, len(tensors), tensors[0].dim()), backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        weights, perms, places, backend, *tensors = inputs
+        _save_sum(ctx, (tensors, weights, perms, places, backend), output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        for_tensors, for_weights = _sum_gradients(ctx, gradient, ctx.needs_input_grad[4:])
+        return for_weights, None, None, None, *for_tensors
 
 
 def _save_dots(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
