@@ -89,6 +89,7 @@ class Problem {
         : cost_(cost), kernels_(kernels), table_(table), work_(work), threads_(threads), interrupt_(interrupt) {}
 
     AssignmentOutcome solve(const Start& start) {
+        if (cost_.m <= kSmall && start.duals.empty()) return solve_small();
         work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
         // With many columns to spare a cold start is hardly more than one pass over the costs.
         if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
@@ -101,6 +102,23 @@ class Problem {
     double gap = 0.0, objective = 0.0;
 
   private:
+    static constexpr int32_t kSmall = 256;
+
+    AssignmentOutcome solve_small() {
+        work_.prepare(cost_.n, cost_.m, false);
+        std::fill_n(work_.v, (cost_.m + 7) / 8 * 8, 0.0);
+        const SmallProblem<Cost> problem{cost_.data, cost_.stride, cost_.n, cost_.m, cost_.sign, work_.u, work_.v,
+            work_.row_of, work_.column_of, work_.reach, work_.distance, work_.done_at, work_.done_v, work_.root,
+            work_.free, work_.from, work_.done};
+        const SmallOutcome outcome = kernels_.solve_small(problem, nullptr, &gap);
+        if (outcome != SmallOutcome::solved) {
+            return outcome == SmallOutcome::infeasible ? AssignmentOutcome::infeasible : AssignmentOutcome::not_finite;
+        }
+        objective = 0.0;
+        for (int32_t i = 0; i < cost_.n; ++i) objective += cost_.at(i, work_.column_of[i]);
+        return AssignmentOutcome::solved;
+    }
+
     AssignmentOutcome run(const Start* start) {
         RowScans<Cost> rows(cost_, kernels_, table_, work_, threads_, interrupt_);
         Solver<Cost> solver(rows);
