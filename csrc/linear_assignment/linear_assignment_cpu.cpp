@@ -56,10 +56,14 @@ Start read_start(const AssignmentBatch& batch, int64_t b, bool transposed, doubl
     const int64_t* perm = batch.start_perm + b * batch.n;
     const double* duals = transposed ? batch.start_rows + b * batch.n : batch.start_columns + b * batch.m;
     start.duals.assign(duals, duals + (transposed ? batch.n : batch.m));
+    double largest = 0.0;
     for (double& dual : start.duals) {
         if (!std::isfinite(dual)) return {};
         dual *= sign;
+        largest = std::max(largest, std::abs(dual));
     }
+    // Where all rows got their cheapest columns, the earlier answer knows nothing that the costs do not show.
+    if (largest == 0.0) return {};
     start.columns.assign(static_cast<size_t>(transposed ? batch.m : batch.n), -1);
     for (int64_t i = 0; i < batch.n; ++i) {
         if (perm[i] < 0 || perm[i] >= batch.m) continue;
@@ -89,7 +93,13 @@ class Problem {
         : cost_(cost), kernels_(kernels), table_(table), work_(work), threads_(threads), interrupt_(interrupt) {}
 
     AssignmentOutcome solve(const Start& start) {
-        if (cost_.m <= kSmall && start.duals.empty()) return solve_small();
+        if (cost_.m <= kSmallColumns) {
+            if (!start.duals.empty() && cost_.n == cost_.m) {
+                const AssignmentOutcome outcome = solve_small(&start);
+                if (outcome != AssignmentOutcome::solved || plausible()) return outcome;
+            }
+            return solve_small(nullptr);
+        }
         work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
         // With many columns to spare a cold start is hardly more than one pass over the costs.
         if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
@@ -102,15 +112,14 @@ class Problem {
     double gap = 0.0, objective = 0.0;
 
   private:
-    static constexpr int32_t kSmall = 256;
-
-    AssignmentOutcome solve_small() {
+        AssignmentOutcome solve_small(const Start* start) {
         work_.prepare(cost_.n, cost_.m, false);
         std::fill_n(work_.v, (cost_.m + 7) / 8 * 8, 0.0);
+        if (start) std::copy_n(start->duals.data(), cost_.m, work_.v);
         const SmallProblem<Cost> problem{cost_.data, cost_.stride, cost_.n, cost_.m, cost_.sign, work_.u, work_.v,
             work_.row_of, work_.column_of, work_.reach, work_.distance, work_.done_at, work_.done_v, work_.root,
             work_.free, work_.from, work_.done};
-        const SmallOutcome outcome = kernels_.solve_small(problem, nullptr, &gap);
+        const SmallOutcome outcome = kernels_.solve_small(problem, start ? start->columns.data() : nullptr, &gap);
         if (outcome != SmallOutcome::solved) {
             return outcome == SmallOutcome::infeasible ? AssignmentOutcome::infeasible : AssignmentOutcome::not_finite;
         }
