@@ -59,9 +59,10 @@ const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
     static const DLPackExchangeAPI* exchange = nullptr;
     if (type == known) return exchange;
     PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
-    const auto* found = capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api")
-                            ? static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"))
-                            : nullptr;
+    const auto* found =
+        capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api")
+            ? static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"))
+            : nullptr;
     PyErr_Clear();
     if (found && (found->version.major != 1 || !found->dltensor_from_py_object_no_sync)) found = nullptr;
     if (known) {
@@ -86,8 +87,10 @@ std::optional<Glance> glance_at(PyObject* object) {
     }
     const std::optional<DType> dtype = dtype_of(tensor.dtype);
     if (tensor.device.device_type != kCpu || tensor.ndim != 2 || !dtype || !tensor.strides) return std::nullopt;
-    Glance seen{static_cast<char*>(tensor.data) + tensor.byte_offset, *dtype,
-                {tensor.shape[0], tensor.shape[1]}, {tensor.strides[0], tensor.strides[1]}};
+    Glance seen{static_cast<char*>(tensor.data) + tensor.byte_offset,
+                *dtype,
+                {tensor.shape[0], tensor.shape[1]},
+                {tensor.strides[0], tensor.strides[1]}};
     if (!tensor.data || reinterpret_cast<uintptr_t>(seen.data) % static_cast<uintptr_t>(item_size(*dtype)) != 0) {
         return std::nullopt;
     }

@@ -253,7 +253,8 @@ namespace {
 
 template <typename Cost>
 constexpr AssignmentKernels<Cost> kernels() {
-    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>, relax<Cost>, reach<Cost>, price<Cost>, solve_small<Cost>};
+    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>,
+            relax<Cost>, reach<Cost>,    price<Cost>, solve_small<Cost>};
 }
 
 Smallest smallest_listed(const int32_t* columns, const double* costs, int32_t size, const double* v) {

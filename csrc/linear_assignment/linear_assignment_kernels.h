@@ -18,7 +18,7 @@ struct Smallest {
 };
 
 // Problems of at most this many columns can be solved in one piece.
-constexpr int32_t kSmallColumns = 256;
+constexpr int32_t kSmallColumns = 512;
 
 enum class SmallOutcome { solved, not_finite, infeasible };
 

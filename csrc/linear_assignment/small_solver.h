@@ -1,8 +1,12 @@
 // One problem whose costs stay in the cache, after Jonker and Volgenant (1987), in one piece per instruction set: no
 // candidates, no heap, no calls between the scans, which here take as long as a call or a branch gone wrong.
 //
-// Row minima, augmenting row reduction, then shortest paths over dense distances with the columns in bit sets. A path
-// takes all columns at the same distance at once. Included by the kernels file after its row scans.
+// Row minima first, as in solver.h; where they collide, column minima of what is left (a classical second reduction,
+// which here is one pass in the cache and leaves half as many path scans), augmenting row reduction for as many steps
+// as there are rows (half or twice as many changed little, four times as many cost more than they saved), then shortest
+// paths over dense distances, with the columns that are free or done in bit sets: marking them in v or the distances
+// made every next scan wait for the store. A path takes all columns at the same distance at once. Rows without a
+// preference wait until all others have a column. Included by the kernels file after its row scans.
 #pragma once
 
 namespace pyalign {
@@ -46,10 +50,13 @@ class SmallSolver {
         for (int32_t i = 0; i < n_; ++i) {
             if (p_.root[i] < 0) return SmallOutcome::infeasible;
         }
-        if (free_ > 0 && cold_ && n_ == m_) reduce_columns();
+        if (free_ > 0 && cold_ && n_ == m_ && constant_ == 0) reduce_columns();
         if (free_ > 0) reduce_rows();
         for (int32_t k = 0; k < free_; ++k) {
             if (!augment(p_.free[k])) return SmallOutcome::infeasible;
+        }
+        for (int32_t k = 0; k < constant_; ++k) {
+            if (!augment(p_.free[n_ - 1 - k])) return SmallOutcome::infeasible;
         }
         return SmallOutcome::solved;
     }
@@ -81,7 +88,8 @@ class SmallSolver {
         spare_[j / 64] &= ~(Lanes64{1} << (j % 64));
     }
 
-    // Row minima; every row whose cheapest column, or the wanted one among them, is still to be had takes it.
+    // Row minima; every row whose cheapest column, or the wanted one among them, is still to be had takes it. A row
+    // that costs the same everywhere, as a dead unit does, waits until all others have a column.
     bool open(const int32_t* wanted) {
         cold_ = wanted == nullptr;
         for (int32_t w = 0; 64 * w < m_; ++w) {
@@ -92,11 +100,22 @@ class SmallSolver {
             Smallest s;
             if (!(cold_ ? cheapest_cost(i, &s) : least(row(i), p_.v, m_, p_.sign, &s))) return false;
             p_.u[i] = s.first, p_.reach[i] = s.second, p_.root[i] = s.first_at;
+            if (cold_ && s.first == s.second && s.first < kInfinity && constant(i)) {
+                p_.column_of[i] = -1;
+                p_.free[n_ - 1 - constant_++] = i;
+                continue;
+            }
             const int32_t j = cold_ ? -1 : wanted[i];
             const bool kept = j >= 0 && unassigned(j) && at(i, j) - p_.v[j] == s.first;
             seat(i, kept ? j : s.first_at);
         }
         return true;
+    }
+
+    bool constant(int32_t i) const {
+        int32_t j = 0;
+        while (j < m_ && at(i, j) == p_.u[i]) ++j;
+        return j == m_;
     }
 
     void seat(int32_t i, int32_t j) {
@@ -109,7 +128,8 @@ class SmallSolver {
     }
 
     // Columns that no row wants become cheaper until one does: v = min over rows of cost - u. It leaves the cheapest
-    // columns of the rows as they are.
+    // columns of the rows as they are. (A constant row would keep all of v at zero. Without such rows in the minima,
+    // correlations with dead units took a third longer.)
     void reduce_columns() {
         Lanes64 wanted[kWords] = {};
         for (int32_t i = 0; i < n_; ++i) {
@@ -176,7 +196,8 @@ class SmallSolver {
     PYALIGN_METHOD Smallest cheapest(int32_t i) const {
         TrackedPair pair;
         const double* v = p_.v;
-        each_eight(row(i), m_, p_.sign, [&](int32_t j, Eight cost) PYALIGN_INLINED { pair.add(cost - load_eight(v + j)); });
+        each_eight(row(i), m_, p_.sign,
+                   [&](int32_t j, Eight cost) PYALIGN_INLINED { pair.add(cost - load_eight(v + j)); });
         return pair.result();
     }
 
@@ -326,7 +347,7 @@ class SmallSolver {
 
     const SmallProblem<Cost>& p_;
     const int32_t n_, m_;
-    int32_t free_ = 0;
+    int32_t free_ = 0, constant_ = 0;  // rows without a column, from the front and from the back of the list
     bool cold_ = true;
     // All columns, those without a row, those that the path search has not done, those it does next.
     Lanes64 columns_[kWords] = {}, spare_[kWords] = {}, open_[kWords], found_[kWords];
