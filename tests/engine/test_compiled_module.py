@@ -184,6 +184,16 @@ def test_arrays_that_are_not_taken():
     assert rows.tolist() == [0, 1, 2] and sorted(columns.tolist()) == [0, 1, 2] and np.trace(np.eye(3)[:, columns]) == 0
 
 
+def test_tensors_that_are_not_taken_as_small_ones():
+    eye = torch.eye(3)
+    for other in ([[1.0]], np.eye(3), eye[0], eye.half(), eye.to_sparse(), torch.rand(200, 200), eye.to("meta")):
+        assert _cpu.assign_small(other, False, None) is None
+    answer = _cpu.assign_small(eye, True, None)
+    assert answer[:3].view(np.int64).tolist() == [0, 1, 2] and answer[-3:-1].tolist() == [0.0, 3.0]
+    assert answer[-1:].view(np.int64).tolist() == [3] and len(answer) == 12
+    assert _cpu.assign_small(torch.full((2, 2), torch.nan), False, None) == (1, 0, 0, 0, 0)
+
+
 def test_a_capsule_is_used_once():
     capsule = torch.utils.dlpack.to_dlpack(torch.rand(5, 3))
     moments(x=capsule)
