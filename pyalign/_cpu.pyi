@@ -38,15 +38,16 @@ def linear_assignment(
     """Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers."""
 
 def assign_matrix(
-    cost: Any,
-    maximize: bool,
-    start_perm: NDArray[np.int64] | None,
-    start_numbers: NDArray[np.float64] | None,
-    threads: int,
-) -> tuple[NDArray[np.int64], NDArray[np.float64]] | tuple[int, int, int, int, int]:
-    """Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure."""
+    cost: Any, maximize: bool, start: NDArray[np.float64] | None, threads: int
+) -> NDArray[np.float64] | tuple[int, int, int, int, int]:
+    """Solve one matrix: perm, row duals, column duals, gap, objective and n in one array; or the failure."""
 
-def assign_array(cost: object, maximize: bool, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def assign_small(
+    cost: object, maximize: bool, start: NDArray[np.float64] | None, /
+) -> NDArray[np.float64] | tuple[int, int, int, int, int] | None:
+    """Do the same for a small torch matrix, without an export; None for what it does not take."""
+
+def assign_array(cost: object, maximize: bool, threads: int, /) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."""
 
 def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:

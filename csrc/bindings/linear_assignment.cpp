@@ -2,6 +2,8 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 
 #include "bindings/tensor.h"
@@ -104,47 +106,85 @@ py::object linear_assignment(py::list costs, bool maximize, py::list start, py::
     return outcome_of(solve(batches.data(), batches.size(), maximize, threads));
 }
 
-// What a small problem costs is mostly its outputs, so one matrix has two: the permutation, and all other numbers.
-struct OneAnswer {
-    explicit OneAnswer(AssignmentBatch& batch) : perm(batch.n), numbers(batch.n + batch.m + 2) {
-        batch.perm = perm.mutable_data();
-        batch.row_duals = numbers.mutable_data();
-        batch.col_duals = batch.row_duals + batch.n;
-        batch.gap = batch.col_duals + batch.m;
-        batch.objective = batch.gap + 1;
-    }
-    py::array_t<int64_t> perm;
-    py::array_t<double> numbers;
-};
-
+// An uninitialised vector; what pybind11 does beside this takes as long as a small problem.
 template <typename T>
-const T* read(const py::object& array, const char* name, int64_t size) {
-    if (!py::isinstance<py::array_t<T, py::array::c_style>>(array)) {
-        throw py::type_error(std::string(name) + ": expected a contiguous array of the dtype that assign_matrix gives");
-    }
-    const auto values = py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(array);
-    if (values.ndim() != 1 || values.shape(0) != size) {
-        throw py::value_error(std::string(name) + ": expected " + std::to_string(size) + " numbers");
-    }
-    return values.data();
+py::array new_vector(int64_t size) {
+    static const py::dtype dtype = py::dtype::of<T>();
+    const auto& numpy = py::detail::npy_api::get();
+    const Py_intptr_t shape[] = {static_cast<Py_intptr_t>(size)};
+    Py_INCREF(dtype.ptr());
+    PyObject* array =
+        numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.ptr(), 1, shape, nullptr, nullptr, 0, nullptr);
+    if (!array) throw py::error_already_set();
+    return py::reinterpret_steal<py::array>(array);
 }
 
-py::object assign_matrix(py::handle cost, bool maximize, const py::object& start_perm, const py::object& start_numbers,
-                         int threads) {
+// What a small problem costs is mostly its outputs, so one matrix has one: the permutation, whose integers lie in the
+// first n places, then row duals, column duals, gap and objective, at last n, an integer again.
+int64_t answer_size(const AssignmentBatch& batch) {
+    return 2 * batch.n + batch.m + 3;
+}
+
+void place_answer(AssignmentBatch& batch, double* answer) {
+    batch.perm = reinterpret_cast<int64_t*>(answer);
+    batch.row_duals = answer + batch.n;
+    batch.col_duals = batch.row_duals + batch.n;
+    batch.gap = batch.col_duals + batch.m;
+    batch.objective = batch.gap + 1;
+    std::memcpy(batch.objective + 1, &batch.n, sizeof(batch.n));
+}
+
+void read_start(py::handle start, AssignmentBatch& batch) {
+    if (start.is_none()) return;
+    if (!py::isinstance<py::array_t<double, py::array::c_style>>(start)) {
+        throw py::type_error("start: expected a contiguous array of the dtype that assign_matrix gives");
+    }
+    const auto values = py::reinterpret_borrow<py::array_t<double, py::array::c_style>>(start);
+    const int64_t size = answer_size(batch);
+    if (values.ndim() != 1 || values.shape(0) != size ||
+        std::memcmp(values.data() + size - 1, &batch.n, sizeof(batch.n)) != 0) {
+        throw py::value_error("start: expected the " + std::to_string(size) + " numbers of an answer for " +
+                              std::to_string(batch.n) + " rows");
+    }
+    batch.start_perm = reinterpret_cast<const int64_t*>(values.data());
+    batch.start_rows = values.data() + batch.n;
+    batch.start_columns = batch.start_rows + batch.n;
+}
+
+py::object assign_matrix(py::handle cost, bool maximize, py::handle start, int threads) {
     const Borrowed held(cost, "cost", kCosts);
     AssignmentBatch batch = costs_of(held.view(), "cost");
     if (held.view().dim() != 2) {
         throw py::value_error("cost: given shape " + show(held.view().shape) + ", expected 2 dimensions");
     }
-    if (!start_perm.is_none()) {
-        batch.start_perm = read<int64_t>(start_perm, "start_perm", batch.n);
-        batch.start_rows = read<double>(start_numbers, "start_numbers", batch.n + batch.m + 2);
-        batch.start_columns = batch.start_rows + batch.n;
-    }
-    OneAnswer answer(batch);
+    read_start(start, batch);
+    py::array answer = new_vector<double>(answer_size(batch));
+    place_answer(batch, static_cast<double*>(answer.mutable_data()));
     const AssignmentFailure failure = solve(&batch, 1, maximize, threads);
-    if (failure.outcome != AssignmentOutcome::solved) return outcome_of(failure);
-    return py::make_tuple(std::move(answer.perm), std::move(answer.numbers));
+    return failure.outcome == AssignmentOutcome::solved ? py::object(std::move(answer)) : outcome_of(failure);
+}
+
+// Problems of so many entries are over before anyone could miss the GIL or press Ctrl-C.
+constexpr int64_t kSmallEntries = int64_t{1} << 15;
+
+AssignmentFailure solve_small(const AssignmentBatch& batch, bool maximize) {
+    Interrupt never(nullptr);
+    return linear_assignment_cpu(&batch, 1, maximize, 1, never);
+}
+
+py::object assign_small(py::handle cost, bool maximize, py::handle start) {
+    const std::optional<Glance> seen = glance_at(cost.ptr());
+    if (!seen || std::find(kCosts.begin(), kCosts.end(), seen->dtype) == kCosts.end()) return py::none();
+    AssignmentBatch batch{};
+    batch.cost = seen->data, batch.dtype = seen->dtype;
+    batch.b = 1, batch.n = seen->shape[0], batch.m = seen->shape[1];
+    if (batch.n > kSmallEntries || batch.m > kSmallEntries || batch.n * batch.m > kSmallEntries) return py::none();
+    batch.strides[1] = seen->strides[0], batch.strides[2] = seen->strides[1];
+    read_start(start, batch);
+    py::array answer = new_vector<double>(answer_size(batch));
+    place_answer(batch, static_cast<double*>(answer.mutable_data()));
+    const AssignmentFailure failure = solve_small(batch, maximize);
+    return failure.outcome == AssignmentOutcome::solved ? py::object(std::move(answer)) : outcome_of(failure);
 }
 
 std::optional<DType> dtype_of(const py::array& array) {
@@ -171,6 +211,12 @@ std::optional<DType> dtype_of(const py::array& array) {
     }
 }
 
+py::object pair_of(py::array rows, py::array columns) {
+    PyObject* pair = PyTuple_Pack(2, rows.ptr(), columns.ptr());
+    if (!pair) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(pair);
+}
+
 // The pairs of one numpy matrix; None where the array is of another kind, or the problem has no answer.
 py::object assign_array(py::handle cost, bool maximize, int threads) {
     if (!py::isinstance<py::array>(cost)) return py::none();
@@ -185,22 +231,76 @@ py::object assign_array(py::handle cost, bool maximize, int threads) {
         batch.strides[d + 1] = array.strides(d) / array.itemsize();
     }
     expect_indexable("cost", batch.n, batch.m);
-    OneAnswer answer(batch);
-    if (solve(&batch, 1, maximize, threads).outcome != AssignmentOutcome::solved) return py::none();
-    const int64_t pairs = std::min(batch.n, batch.m);
-    py::array_t<int64_t> rows(pairs);
-    int64_t* row = rows.mutable_data();
-    if (pairs == batch.n) {
+    const bool all = batch.n <= batch.m, small = batch.n * batch.m <= kSmallEntries;
+    const int64_t pairs = all ? batch.n : batch.m;
+    // The column of each row is the second answer, the rest is needed while the problem is solved only.
+    py::array perm = new_vector<int64_t>(batch.n);
+    std::vector<double> numbers(static_cast<size_t>(answer_size(batch)));
+    place_answer(batch, numbers.data());
+    batch.perm = static_cast<int64_t*>(perm.mutable_data());
+    const AssignmentFailure failure = small ? solve_small(batch, maximize) : solve(&batch, 1, maximize, threads);
+    if (failure.outcome != AssignmentOutcome::solved) return py::none();
+    py::array rows = new_vector<int64_t>(pairs);
+    auto* row = static_cast<int64_t*>(rows.mutable_data());
+    if (all) {
         for (int64_t i = 0; i < pairs; ++i) row[i] = i;
-        return py::make_tuple(std::move(rows), std::move(answer.perm));
+        return pair_of(std::move(rows), std::move(perm));
     }
-    py::array_t<int64_t> columns(pairs);
-    int64_t* column = columns.mutable_data();
+    py::array columns = new_vector<int64_t>(pairs);
+    auto* column = static_cast<int64_t*>(columns.mutable_data());
     for (int64_t i = 0; i < batch.n; ++i) {
         if (batch.perm[i] >= 0) *row++ = i, *column++ = batch.perm[i];
     }
-    return py::make_tuple(std::move(rows), std::move(columns));
+    return pair_of(std::move(rows), std::move(columns));
 }
+
+// Calls that are bound without pybind11's search for an overload, whose price a small problem notices.
+template <size_t Count, typename Call>
+PyObject* called(const char* name, PyObject* const* given, Py_ssize_t count, const Call& call) {
+    try {
+        if (count != static_cast<Py_ssize_t>(Count)) {
+            throw py::type_error(std::string(name) + ": given " + std::to_string(count) + " arguments, expected " +
+                                 std::to_string(Count));
+        }
+        const int maximize = PyObject_IsTrue(given[1]);
+        if (maximize < 0) throw py::error_already_set();
+        return call(given, maximize != 0).release().ptr();
+    } catch (py::error_already_set& error) {
+        error.restore();
+    } catch (const py::builtin_exception& error) {
+        error.set_error();
+    } catch (const std::bad_alloc&) {
+        PyErr_NoMemory();
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_RuntimeError, error.what());
+    }
+    return nullptr;
+}
+
+int threads_of(PyObject* given) {
+    const int threads = PyLong_Check(given) ? static_cast<int>(PyLong_AsLong(given)) : -1;
+    if (PyErr_Occurred()) throw py::error_already_set();
+    return threads;
+}
+
+PyObject* call_assign_small(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    return called<3>("assign_small", given, count, [](PyObject* const* arguments, bool maximize) {
+        return assign_small(arguments[0], maximize, arguments[2]);
+    });
+}
+
+PyObject* call_assign_array(PyObject*, PyObject* const* given, Py_ssize_t count) {
+    return called<3>("assign_array", given, count, [](PyObject* const* arguments, bool maximize) {
+        return assign_array(arguments[0], maximize, threads_of(arguments[2]));
+    });
+}
+
+PyMethodDef kDirect[] = {
+    {"assign_small", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_assign_small)), METH_FASTCALL,
+     "Do the same for a small torch matrix, without an export; None for what it does not take."},
+    {"assign_array", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_assign_array)), METH_FASTCALL,
+     "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."},
+    {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 
@@ -208,11 +308,9 @@ void bind_linear_assignment(py::module_& m) {
     m.def("linear_assignment", &linear_assignment, py::arg("costs"), py::arg("maximize"), py::arg("start"),
           py::arg("answers"), py::arg("threads"),
           "Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers.");
-    m.def("assign_matrix", &assign_matrix, py::arg("cost"), py::arg("maximize"), py::arg("start_perm"),
-          py::arg("start_numbers"), py::arg("threads"),
-          "Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure.");
-    m.def("assign_array", &assign_array, py::arg("cost"), py::arg("maximize"), py::arg("threads"),
-          "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer.");
+    m.def("assign_matrix", &assign_matrix, py::arg("cost"), py::arg("maximize"), py::arg("start"), py::arg("threads"),
+          "Solve one matrix: perm, row duals, column duals, gap, objective and n in one array; or the failure.");
+    if (PyModule_AddFunctions(m.ptr(), kDirect) != 0) throw py::error_already_set();
 }
 
 }  // namespace pyalign

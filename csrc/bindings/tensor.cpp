@@ -53,7 +53,49 @@ void expect_cpu(const std::string& name, int type) {
     if (type != kCpu) throw py::value_error(name + ": given a tensor on " + device_name(type) + ", expected cpu");
 }
 
+// The exchange of a type; asked for once per type, of which in practice there is one, kept alive here.
+const DLPackExchangeAPI* exchange_of(PyTypeObject* type) {
+    static PyTypeObject* known = nullptr;
+    static const DLPackExchangeAPI* exchange = nullptr;
+    if (type == known) return exchange;
+    PyObject* capsule = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+    const auto* found =
+        capsule && PyCapsule_IsValid(capsule, "dlpack_exchange_api")
+            ? static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"))
+            : nullptr;
+    PyErr_Clear();
+    if (found && (found->version.major != 1 || !found->dltensor_from_py_object_no_sync)) found = nullptr;
+    if (known) {
+        Py_XDECREF(capsule);
+        return found;
+    }
+    // The capsule stays too: it owns what it points to.
+    Py_INCREF(reinterpret_cast<PyObject*>(type));
+    known = type, exchange = found;
+    return found;
+}
+
 }  // namespace
+
+std::optional<Glance> glance_at(PyObject* object) {
+    const DLPackExchangeAPI* exchange = exchange_of(Py_TYPE(object));
+    if (!exchange) return std::nullopt;
+    DLTensor tensor{};
+    if (exchange->dltensor_from_py_object_no_sync(object, &tensor) != 0) {
+        PyErr_Clear();
+        return std::nullopt;
+    }
+    const std::optional<DType> dtype = dtype_of(tensor.dtype);
+    if (tensor.device.device_type != kCpu || tensor.ndim != 2 || !dtype || !tensor.strides) return std::nullopt;
+    Glance seen{static_cast<char*>(tensor.data) + tensor.byte_offset,
+                *dtype,
+                {tensor.shape[0], tensor.shape[1]},
+                {tensor.strides[0], tensor.strides[1]}};
+    if (!tensor.data || reinterpret_cast<uintptr_t>(seen.data) % static_cast<uintptr_t>(item_size(*dtype)) != 0) {
+        return std::nullopt;
+    }
+    return seen;
+}
 
 const char* name_of(DType dtype) {
     constexpr const char* names[] = {"float32", "float64", "float16", "bfloat16", "int8",

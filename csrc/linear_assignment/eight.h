@@ -132,6 +132,36 @@ PYALIGN_INLINE Lanes8 lanes_equal(Eight a, Eight b) {
 #endif
 }
 
+// Lane by lane `then` where a is less than b, `otherwise` elsewhere.
+PYALIGN_INLINE Eight choose_less(Eight a, Eight b, Eight then, Eight otherwise) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    const __mmask8 where = _mm512_cmp_pd_mask((__m512d)a.part[0], (__m512d)b.part[0], _CMP_LT_OQ);
+    otherwise.part[0] = (VectorD)_mm512_mask_mov_pd((__m512d)otherwise.part[0], where, (__m512d)then.part[0]);
+#else
+    for (int p = 0; p < kParts; ++p) {
+        otherwise.part[p] = choose(less(a.part[p], b.part[p]), then.part[p], otherwise.part[p]);
+    }
+#endif
+    return otherwise;
+}
+
+// Lane k of `then` where bit k is set, of `otherwise` elsewhere.
+PYALIGN_INLINE Eight pick(Lanes8 where, Eight then, Eight otherwise) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    otherwise.part[0] =
+        (VectorD)_mm512_mask_mov_pd((__m512d)otherwise.part[0], static_cast<__mmask8>(where), (__m512d)then.part[0]);
+    return otherwise;
+#else
+    constexpr int count = Lanes<double>::count;
+    for (int p = 0; p < kParts; ++p) {
+        int64_t lanes[count];
+        for (int k = 0; k < count; ++k) lanes[k] = -static_cast<int64_t>(where >> (p * count + k) & 1u);
+        otherwise.part[p] = choose(load_index(lanes), then.part[p], otherwise.part[p]);
+    }
+    return otherwise;
+#endif
+}
+
 PYALIGN_INLINE Eight gather_eight(const double* from, const int32_t* at) {
 #if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
     const __m256i index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));

@@ -5,12 +5,15 @@
 //   that can be aligned, one pass over the matrix is the whole solution and its certificate. On correlations and
 //   weights of trained networks a column reduction first made the later phases two to five times as long.
 // - Row reductions are continued for 16 steps per row on average (2 where rows are short) instead of two rounds: with
-// the
-//   candidates of row_scans.h a step touches about three cache lines, and far fewer rows are left for the paths.
+//   the candidates of row_scans.h a step touches about three cache lines, and far fewer rows are left for the paths.
 // - Rows with many equally cheap columns are matched by a search through tight pairs before any dual is changed.
 //
-// - A warm start keeps the earlier pairs and lowers v where another column has become cheaper, as label-correcting
-//   shortest paths do; where too many pairs have to go, it starts cold.
+// Problems of up to 256 columns (512 where there are fewer rows) stay in the cache and go to small_solver.h.
+//
+// A warm start reads the matrix once with the earlier v, keeps the earlier pairs that are still tight, and goes on as a
+// cold one does. Lowering v as label-correcting shortest paths do, until the earlier pairs were tight again, was tried:
+// it was slower than this everywhere and often slower than a cold start. Where all of v was zero there is nothing to
+// keep: a cold start is one read then, which no start can be faster than.
 //
 // Limit: one read of the costs (n * m * size of an entry); the rest happens in O(n) memory, except that paths through
 // few columns, and those of problems for which candidates fail (i * j), scan whole rows. Costs whose rows are not
@@ -56,10 +59,14 @@ Start read_start(const AssignmentBatch& batch, int64_t b, bool transposed, doubl
     const int64_t* perm = batch.start_perm + b * batch.n;
     const double* duals = transposed ? batch.start_rows + b * batch.n : batch.start_columns + b * batch.m;
     start.duals.assign(duals, duals + (transposed ? batch.n : batch.m));
+    double largest = 0.0;
     for (double& dual : start.duals) {
         if (!std::isfinite(dual)) return {};
         dual *= sign;
+        largest = std::max(largest, std::abs(dual));
     }
+    // Where all rows got their cheapest columns, the earlier answer knows nothing that the costs do not show.
+    if (largest == 0.0) return {};
     start.columns.assign(static_cast<size_t>(transposed ? batch.m : batch.n), -1);
     for (int64_t i = 0; i < batch.n; ++i) {
         if (perm[i] < 0 || perm[i] >= batch.m) continue;
@@ -89,6 +96,13 @@ class Problem {
         : cost_(cost), kernels_(kernels), table_(table), work_(work), threads_(threads), interrupt_(interrupt) {}
 
     AssignmentOutcome solve(const Start& start) {
+        if (cost_.m <= (cost_.n < cost_.m ? kSmallColumns : kSmallSquare)) {
+            if (!start.duals.empty() && cost_.n == cost_.m) {
+                const AssignmentOutcome outcome = solve_small(&start);
+                if (outcome != AssignmentOutcome::solved || plausible()) return outcome;
+            }
+            return solve_small(nullptr);
+        }
         work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
         // With many columns to spare a cold start is hardly more than one pass over the costs.
         if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
@@ -101,6 +115,26 @@ class Problem {
     double gap = 0.0, objective = 0.0;
 
   private:
+    static constexpr int32_t kSmallSquare = 256;  // beyond it candidates win on the correlations of real layers
+    static_assert(kSmallSquare <= kSmallColumns);
+
+    AssignmentOutcome solve_small(const Start* start) {
+        work_.prepare(cost_.n, cost_.m, false);
+        std::fill_n(work_.v, (cost_.m + 7) / 8 * 8, 0.0);
+        if (start) std::copy_n(start->duals.data(), cost_.m, work_.v);
+        const SmallProblem<Cost> problem{cost_.data,     cost_.stride,  cost_.n,      cost_.m,         cost_.sign,
+                                         work_.u,        work_.v,       work_.row_of, work_.column_of, work_.reach,
+                                         work_.distance, work_.done_at, work_.done_v, work_.root,      work_.free,
+                                         work_.from,     work_.done};
+        const SmallOutcome outcome = kernels_.solve_small(problem, start ? start->columns.data() : nullptr, &gap);
+        if (outcome != SmallOutcome::solved) {
+            return outcome == SmallOutcome::infeasible ? AssignmentOutcome::infeasible : AssignmentOutcome::not_finite;
+        }
+        objective = 0.0;
+        for (int32_t i = 0; i < cost_.n; ++i) objective += cost_.at(i, work_.column_of[i]);
+        return AssignmentOutcome::solved;
+    }
+
     AssignmentOutcome run(const Start* start) {
         RowScans<Cost> rows(cost_, kernels_, table_, work_, threads_, interrupt_);
         Solver<Cost> solver(rows);

@@ -241,9 +241,20 @@ double price(const Cost* row, const double* v, int32_t m, double sign) {
     return u;
 }
 
+}  // namespace
+}  // namespace PYALIGN_SIMD
+}  // namespace pyalign
+
+#include "linear_assignment/small_solver.h"
+
+namespace pyalign {
+namespace PYALIGN_SIMD {
+namespace {
+
 template <typename Cost>
 constexpr AssignmentKernels<Cost> kernels() {
-    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>, relax<Cost>, reach<Cost>, price<Cost>};
+    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>,
+            relax<Cost>, reach<Cost>,    price<Cost>, solve_small<Cost>};
 }
 
 Smallest smallest_listed(const int32_t* columns, const double* costs, int32_t size, const double* v) {

@@ -17,6 +17,24 @@ struct Smallest {
     int32_t first_at;      // the lowest column with the first, -1 where there is none
 };
 
+// Problems of at most this many columns can be solved in one piece.
+constexpr int32_t kSmallColumns = 512;
+
+enum class SmallOutcome { solved, not_finite, infeasible };
+
+// Such a problem, its answer, and what the search for it needs: arrays over n rows and over m columns, padded.
+template <typename Cost>
+struct SmallProblem {
+    const Cost* data;
+    int64_t stride;
+    int32_t n, m;
+    double sign;
+    double *u, *v;
+    int32_t *row_of, *column_of;
+    double *reach, *distance, *done_at, *done_v;
+    int32_t *root, *free, *from, *done;
+};
+
 template <typename Cost>
 struct AssignmentKernels {
     // The two smallest of cost_j - v[j], or of cost_j where v is null; false if a cost is NaN or -inf.
@@ -37,6 +55,8 @@ struct AssignmentKernels {
                      double limit, int32_t* reached, double* reached_at);
     // The largest u with u + v[j] <= cost_j everywhere, in floating point.
     double (*price)(const Cost* row, const double* v, int32_t m, double sign);
+    // The whole problem: columns of rows and feasible duals, from the given v; without wanted columns v must be zero.
+    SmallOutcome (*solve_small)(const SmallProblem<Cost>& problem, const int32_t* wanted, double* gap);
 };
 
 struct AssignmentTable {

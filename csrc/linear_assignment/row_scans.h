@@ -94,19 +94,6 @@ class RowScans {
         return count;
     }
 
-    // Writes the columns with cost - v < limit to found and gives their number; -1 where they are too many. Distances
-    // must be infinite.
-    int32_t cheaper(int32_t i, double limit) {
-        if (!listed) {
-            return kernels.reach(cost.row(i), work.v, m, cost.sign, 0.0, work.distance, limit, work.found,
-                                 work.found_at);
-        }
-        if (lists.floor[i] < limit && !chosen_now(i)) choose(i);
-        if (lists.floor[i] < limit) return -1;
-        return table.reach_listed(columns_of(i), costs_of(i), lists.size[i], work.v, 0.0, work.distance, limit,
-                                  work.found, work.found_at);
-    }
-
     // The largest u with u + v <= cost everywhere.
     double price(int32_t i) {
         if (listed) {

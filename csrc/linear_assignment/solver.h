@@ -29,11 +29,7 @@ class Solver {
         std::copy_n(duals, m_, work_.v);
         if (n_ < m_) release_columns(columns);
         if (!rows_.open()) return AssignmentOutcome::not_finite;
-        if (n_ < m_) {
-            for (int32_t i = 0; i < n_; ++i) seat(i, columns[i]);
-        } else {
-            if (!settle(columns)) return solve_cold();
-        }
+        for (int32_t i = 0; i < n_; ++i) seat(i, columns[i]);
         return improve();
     }
 
@@ -55,8 +51,6 @@ class Solver {
   private:
     static constexpr double kInfinity = std::numeric_limits<double>::infinity();
     static constexpr int kReleaseRounds = 4;
-    static constexpr int64_t kVisits = 3, kVisitsOfRow = 12;  // kVisits per row, on average
-    static constexpr int32_t kFewOf = 6;  // an earlier answer helps if no more than one row in so many is free
     static constexpr int64_t kListedReductions = 16, kScannedReductions = 2;  // per row, on average
 
     void clear() {
@@ -82,62 +76,6 @@ class Solver {
             if (j >= 0) return give(i, j);
         }
         work_.free[free_++] = i;
-    }
-
-    // Keeps the earlier pairs and lowers v of the columns that a row would now prefer to its own, which makes the rows
-    // of those columns dearer in turn. It ends where the earlier pairs are still optimal; a row for which it does not
-    // loses its column. False as soon as too many do: the earlier answer is of no use then.
-    bool settle(const int32_t* columns) {
-        int32_t first = 0, waiting = 0, lost = 0;
-        int32_t* visits = work_.touched;
-        std::fill_n(visits, n_, 0);
-        std::fill_n(work_.distance, (m_ + 7) / 8 * 8, kInfinity);
-        for (int32_t i = 0; i < n_; ++i) {
-            const int32_t j = columns[i];
-            if (j < 0 || work_.row_of[j] >= 0 || !(rows_.cost.at(i, j) < kInfinity)) continue;
-            give(i, j);
-            work_.queue[waiting++] = i;
-        }
-        // seen marks the rows that wait.
-        for (int32_t k = 0; k < waiting; ++k) work_.seen[work_.queue[k]] = 1;
-        for (int64_t budget = kVisits * n_; waiting > 0; --budget) {
-            if (budget == (kVisits - 1) * n_ && waiting > n_ / 2)
-                return false;  // every row was visited, and it spreads
-            const int32_t i = work_.queue[first];
-            first = first + 1 == n_ ? 0 : first + 1, --waiting;
-            work_.seen[i] = 0;
-            if (budget <= 0 || ++visits[i] > kVisitsOfRow || !settle_row(i, first, &waiting)) {
-                work_.row_of[work_.column_of[i]] = -1;
-                work_.column_of[i] = -1;
-                if (++lost + (budget <= 0 ? waiting : 0) > n_ / kFewOf) return false;
-            }
-        }
-        for (int32_t i = 0; i < n_; ++i) {
-            if (work_.column_of[i] < 0) work_.free[free_++] = i;
-        }
-        return free_ <= n_ / kFewOf;
-    }
-
-    // False where more columns would have to be looked at than the candidates.
-    bool settle_row(int32_t i, int32_t first, int32_t* waiting) {
-        const int32_t own = work_.column_of[i];
-        const double price = rows_.cost.at(i, own) - work_.v[own];
-        const int32_t count = rows_.cheaper(i, price);
-        if (count < 0) return false;
-        bool fell = false;
-        for (int32_t k = 0; k < count; ++k) {
-            const int32_t j = work_.found[k], row = work_.row_of[j];
-            const double lowered = rows_.cost.at(i, j) - price;
-            if (j == own || !(lowered < work_.v[j])) continue;
-            work_.v[j] = lowered, fell = true;
-            if (row >= 0 && !work_.seen[row]) {
-                work_.seen[row] = 1;
-                const int32_t end = first + (*waiting)++;
-                work_.queue[end < n_ ? end : end - n_] = row;
-            }
-        }
-        if (fell) rows_.v_fell();
-        return true;
     }
 
     int32_t free_tight(int32_t i, double value) {

@@ -36,6 +36,7 @@ __all__ = [
     "MISSING",
     "assign_array",
     "assign_matrix",
+    "assign_small",
     "build",
     "cross_moments",
     "linear_assignment",
@@ -97,13 +98,18 @@ def linear_assignment(
     return answers
 
 
-Arrays = tuple[NDArray[np.int64], NDArray[np.float64]]
+def assign_small(cost: Tensor, maximize: bool, start: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Solve one small matrix as `assign_matrix` does, or None: another kind of tensor, too large."""
+    answer = _cpu.assign_small(cost, maximize, start)
+    if type(answer) is tuple:
+        raise outcomes.assignment_error(*answer, cost=cost, maximize=maximize, many=False)
+    return answer  # type: ignore[no-any-return]
 
 
-def assign_matrix(cost: Tensor, maximize: bool, start: Arrays | tuple[None, None] = (None, None)) -> Arrays:
-    """Solve one matrix: the permutation; row duals, column duals, gap and objective one after another."""
-    answer = _cpu.assign_matrix(_input(cost), maximize, *start, torch.get_num_threads())
-    if len(answer) != 2:
+def assign_matrix(cost: Tensor, maximize: bool, start: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Solve one matrix: in one array the permutation (as integers), row and column duals, gap, objective, and n."""
+    answer = _cpu.assign_matrix(_input(cost), maximize, start, torch.get_num_threads())
+    if type(answer) is tuple:
         raise outcomes.assignment_error(*answer, cost=cost, maximize=maximize, many=False)
     return answer  # type: ignore[no-any-return]
 

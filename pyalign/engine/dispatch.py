@@ -34,6 +34,7 @@ __all__ = [
     "function",
     "gradient",
     "implementation",
+    "matrix_of_costs",
     "plain",
     "plain_cost",
 ]
@@ -200,16 +201,19 @@ def plain(tensors: Sequence[Tensor]) -> bool:
 
 
 def plain_cost(tensor: object, backend: str) -> bool:
-    """Whether this is an ordinary matrix for the "cpu" linear assignment, about which there is nothing to decide."""
+    """Whether this is an ordinary tensor for the "cpu" linear assignment, which then looks at all the rest itself."""
     return (
         type(tensor) is Tensor
         and not torch.compiler.is_compiling()
-        and tensor.is_cpu
-        and tensor.ndim == 2
-        and tensor.dtype in _PLAIN_COSTS
         and backend in _PLAIN_BACKENDS
         and not tensor.requires_grad
+        and not tensor.is_neg()
     )
+
+
+def matrix_of_costs(tensor: Tensor) -> bool:
+    """Whether an ordinary tensor is a matrix that the "cpu" linear assignment takes as it is."""
+    return tensor.is_cpu and tensor.ndim == 2 and tensor.dtype in _PLAIN_COSTS and tensor.layout is torch.strided
 
 
 def _refusal(operation: str, backend: str, tensors: Sequence[Tensor]) -> errors.BackendError:

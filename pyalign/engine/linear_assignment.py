@@ -43,17 +43,17 @@ class Assignment:
     backend: str
 
     def __getattr__(self, name: str) -> Any:
-        """Make the tensor of a field of `_small_answer` when it is asked for."""
-        numbers = self.__dict__.get("_numbers")
-        if numbers is None or name not in ("perm", "row_duals", "col_duals", "gap", "objective"):
+        """Make the tensor of a field of `_one_matrix` when it is asked for."""
+        answer = self.__dict__.get("_answer")
+        if answer is None or name not in ("perm", "row_duals", "col_duals", "gap", "objective"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        n = len(self._perm)
+        n, numbers = int(answer[-1:].view(np.int64)[0]), torch.from_numpy(answer)
         if name == "perm":
-            field = torch.from_numpy(self._perm)
+            field = numbers[:n].view(torch.int64)
         elif name.endswith("duals"):
-            field = torch.from_numpy(numbers)[:n] if name == "row_duals" else torch.from_numpy(numbers)[n:-2]
+            field = numbers[n : 2 * n] if name == "row_duals" else numbers[2 * n : -3]
         else:
-            field = torch.from_numpy(numbers)[-2 if name == "gap" else -1]
+            field = numbers[-3 if name == "gap" else -2]
         self.__dict__[name] = field
         return field
 
@@ -93,10 +93,9 @@ def linear_assignment(
         ([1, 0, 2], 5.0, 0.0)
     """
     if dispatch.plain_cost(cost, backend):
-        if start is None:
-            return _small_answer(cost, bool(maximize))  # type: ignore[arg-type]
-        if _fits(start, cost, maximize):  # type: ignore[arg-type]
-            return _small_answer(cost, bool(maximize), (start._perm, start._numbers))  # type: ignore[arg-type]
+        quick = _one_matrix(cost, bool(maximize), start)  # type: ignore[arg-type]
+        if quick is not None:
+            return quick
     many = not isinstance(cost, Tensor)
     matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
     if not matrices:
@@ -146,22 +145,32 @@ def linear_sum_assignment(cost: Any, maximize: bool = False) -> tuple[NDArray[np
     return rows, perm[rows]
 
 
-def _small_answer(cost: Tensor, maximize: bool, start: cpu.Arrays | tuple[None, None] = (None, None)) -> Assignment:
-    """Solve one matrix with the compiled module. The tensors, dearer than a small problem, are made when asked for."""
+def _one_matrix(cost: Tensor, maximize: bool, start: Assignment | None) -> Assignment | None:
+    """Solve one matrix with the compiled module, or None. Tensors, dearer than a small problem, are made on demand."""
+    earlier = None
+    if start is not None:
+        if not _fits(start, cost, maximize):
+            return None
+        earlier = start._answer
+    numbers = cpu.assign_small(cost, maximize, earlier)
+    if numbers is None:
+        if not dispatch.matrix_of_costs(cost):
+            return None
+        numbers = cpu.assign_matrix(cost, maximize, earlier)
     answer = object.__new__(Assignment)
     fields = answer.__dict__
-    fields["_perm"], fields["_numbers"] = cpu.assign_matrix(cost, maximize, start)
+    fields["_answer"] = numbers
     fields["maximize"] = maximize
     fields["backend"] = "cpu"
     return answer
 
 
 def _fits(start: Assignment, cost: Tensor, maximize: bool) -> bool:
-    """Whether an earlier answer is one of `_small_answer` to a problem of this shape and sense."""
-    if "_numbers" not in start.__dict__ or start.maximize != maximize:
+    """Whether an earlier answer is one of `_one_matrix` to a problem of this shape and sense."""
+    if "_answer" not in start.__dict__ or start.maximize != maximize or cost.ndim != 2:
         return False
     n, m = cost.shape
-    return len(start._perm) == n and len(start._numbers) == n + m + 2
+    return len(start._answer) == 2 * n + m + 3 and int(start._answer[-1:].view(np.int64)[0]) == n
 
 
 def _matrix(cost: Any) -> Tensor:
