@@ -22,7 +22,14 @@ except ImportError as failure:
 else:
     MISSING = ""
 
-__all__ = ["MISSING", "build", "exported", "refusals", "stream", "workspace"]
+__all__ = ["build", "exported", "missing", "refusals", "stream", "workspace"]
+
+
+def missing(operation: str) -> str:
+    """Say why there is no such compiled operation, or ""."""
+    if MISSING or hasattr(_cuda, operation):
+        return MISSING
+    return f"this build of pyalign._cuda has no {operation}"
 
 
 def exported(tensor: Tensor) -> object:

@@ -112,12 +112,12 @@ def _no_triton(stem: str) -> str:
 OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
     {
         "cross_moments": (
-            Implementation("cuda", ("cuda",), FLOATS, cuda.MISSING, None),
+            Implementation("cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), None, refusals=cuda.refusals),
             Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.cross_moments),
             Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
         ),
         "linear_assignment": (
-            Implementation("cuda", ("cuda",), COSTS, cuda.MISSING, None),
+            Implementation("cuda", ("cuda",), COSTS, cuda.missing("linear_assignment"), None, refusals=cuda.refusals),
             Implementation("cpu", ("cpu",), COSTS, cpu.MISSING, cpu.linear_assignment),
             Implementation("reference", (), COSTS, "", reference_assignment.linear_assignment),
         ),
