@@ -21,6 +21,7 @@ class HostQueue {
 }  // namespace
 
 size_t cross_moments_workspace(const MomentInput& input, const MomentOptions& options) {
+    views_of(input);  // raises for what the kernels could not walk along, before anything is allocated
     return MomentPlan(sizes_of(input, options)).bytes;
 }
 

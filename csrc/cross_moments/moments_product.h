@@ -289,11 +289,11 @@ struct ProductBody {
         const uint8_t* flags = s.table.flags[half] + in_table;
         const int of = t / kPairTile, unit = t % kPairTile, stage = static_cast<int>(tile & 1);
         int kept = 0;
-        if (counts[of] || t == 0) {
+        if ((of ? counts[1] : counts[0]) || t == 0) {
             for (int k = 0; k < kDepth; ++k) kept += (flags[k] & SampleTable<kThreads>::kKept) != 0;
         }
         sums.count += kept;
-        if (!counts[of]) return;
+        if (!(of ? counts[1] : counts[0])) return;
         float sum = 0.0f, square = 0.0f;
         for (int k = 0; k < kDepth; k += 8) {
             uint16_t entry[kPieces][8];
@@ -348,7 +348,7 @@ struct ProductBody {
                                  const UnitSums& sums) const {
         if (i == 0 && j == 0 && t == 0) work.count[slice] = sums.count;
         const int of = t / kPairTile;
-        if (!counts[of]) return;
+        if (!(of ? counts[1] : counts[0])) return;
         const MomentUnits& units = of ? work.units_b : work.units_a;
         const int64_t unit = static_cast<int64_t>(of ? j : i) * kPairTile + t % kPairTile;
         const int64_t at = slice * (of ? work.padded_b : work.padded_a) + unit;

@@ -173,7 +173,7 @@ struct DoubleProductBody {
     PYALIGN_BOTH static void sum_units(const Shared& s, const bool (&wanted)[2], int64_t tile, int t, UnitSums& sums) {
         const int half = static_cast<int>(tile / kBatch & 1), in_table = static_cast<int>(tile % kBatch) * kDepth;
         const int of = t / kDoubleTile;
-        if (!wanted[of] && t != 0) return;
+        if (!(of ? wanted[1] : wanted[0]) && t != 0) return;
         for (int k = 0; k < kDepth; ++k) {
             sums.count += (s.table.flags[half][in_table + k] & SampleTable<kThreads>::kKept) != 0;
             const double value = s.stage[tile & 1][of][t % kDoubleTile * kRow + k];
@@ -201,7 +201,7 @@ struct DoubleProductBody {
                                  const UnitSums& sums) const {
         if (i == 0 && j == 0 && t == 0) count[slice] = sums.count;
         const int of = t / kDoubleTile;
-        if (!wanted[of]) return;
+        if (!(of ? wanted[1] : wanted[0])) return;
         const MomentUnits& units = of ? units_b : units_a;
         const int64_t at =
             slice * (of ? padded_b : padded_a) + static_cast<int64_t>(of ? j : i) * kDoubleTile + t % kDoubleTile;
