@@ -13,6 +13,7 @@ __all__ = [
     "PyalignError",
     "PyalignWarning",
     "SymmetryError",
+    "WorkspaceError",
 ]
 
 
@@ -66,6 +67,10 @@ class SymmetryError(PyalignError, RuntimeError):
 
 class BackendError(PyalignError, RuntimeError):
     """A named backend cannot run these inputs on this machine."""
+
+
+class WorkspaceError(PyalignError, MemoryError):
+    """The memory that an operation works in does not fit into the device."""
 
 
 class PyalignWarning(UserWarning):

@@ -9,8 +9,6 @@
 namespace pyalign {
 namespace {
 
-constexpr int kCpu = 1;
-
 std::optional<DType> dtype_of(DLDataType type) {
     enum Code { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kBool = 6 };
     if (type.lanes != 1) return std::nullopt;
@@ -45,12 +43,15 @@ int64_t item_size(DType dtype) {
     return sizes[static_cast<int>(dtype)];
 }
 
-std::string device_name(int type) {
-    return type == kCpu ? "cpu" : type == 2 ? "cuda" : "DLPack device type " + std::to_string(type);
+std::string show(Place place) {
+    if (place.type == 1) return "cpu";
+    if (place.type == 2) return "cuda:" + std::to_string(place.device);
+    return "DLPack device type " + std::to_string(place.type);
 }
 
-void expect_cpu(const std::string& name, int type) {
-    if (type != kCpu) throw py::value_error(name + ": given a tensor on " + device_name(type) + ", expected cpu");
+void expect_place(const std::string& name, Place given, Place expected) {
+    const bool same = given.type == expected.type && (given.type == 1 || given.device == expected.device);
+    if (!same) throw py::value_error(name + ": given a tensor on " + show(given) + ", expected " + show(expected));
 }
 
 }  // namespace
@@ -67,7 +68,8 @@ std::string show(const std::vector<int64_t>& shape) {
     return text + (shape.size() == 1 ? ",)" : ")");
 }
 
-Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed) : name_(name) {
+Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed, Place place)
+    : name_(name) {
     py::object exported = py::reinterpret_borrow<py::object>(object);
     if (!PyCapsule_IsValid(object.ptr(), "dltensor")) {
         if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
@@ -75,7 +77,7 @@ Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_
                                  ", expected a tensor, or a DLPack capsule that was not used before");
         }
         const py::tuple device = object.attr("__dlpack_device__")();
-        expect_cpu(name, py::int_(device[0]));
+        expect_place(name, {py::int_(device[0]), py::int_(device[1])}, place);
         exported = object.attr("__dlpack__")();
     }
     auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(exported.ptr(), "dltensor"));
@@ -87,7 +89,7 @@ Borrowed::Borrowed(py::handle object, const std::string& name, std::initializer_
     });
 
     const DLTensor& tensor = managed->dl_tensor;
-    expect_cpu(name, tensor.device.device_type);
+    expect_place(name, {tensor.device.device_type, tensor.device.device_id}, place);
     const std::optional<DType> dtype = dtype_of(tensor.dtype);
     if (!dtype || std::find(allowed.begin(), allowed.end(), *dtype) == allowed.end()) {
         std::string expected;

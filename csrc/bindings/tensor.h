@@ -17,12 +17,18 @@ namespace pyalign {
 
 namespace py = pybind11;
 
+// Where a tensor must be: on the CPU, or on one CUDA device.
+struct Place {
+    int type = 1, device = 0;  // DLPack's numbers
+    static Place cuda(int device) { return {2, device}; }
+};
+
 // Holds the exported tensor for as long as the view is used.
 class Borrowed {
   public:
-    // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a CPU tensor of an allowed
-    // dtype whose entries lie at multiples of their size.
-    Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed);
+    // Raises TypeError or ValueError, naming what was given and expected, unless `object` is a tensor at that place of
+    // an allowed dtype whose entries lie at multiples of their size.
+    Borrowed(py::handle object, const std::string& name, std::initializer_list<DType> allowed, Place place = {});
 
     const TensorView& view() const { return view_; }
     const std::string& name() const { return name_; }

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyalign import errors
-from pyalign.engine import cpu
+from pyalign.engine import cpu, cuda
 from pyalign.engine.reference import cross_moments as reference_moments
 from pyalign.engine.reference import linear_assignment as reference_assignment
 from pyalign.engine.reference import permuted_lerp as reference_lerp
@@ -46,7 +46,8 @@ COSTS = (torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, tor
 class Implementation:
     """One implementation of an operation and its declared limits; `missing` says why it cannot run here, or "".
 
-    `gradient` computes what the derivative needs beyond the operation itself, if anything.
+    `gradient` computes what the derivative needs beyond the operation itself, if anything. `refusals` says what the
+    machine lacks: for tensors that fit otherwise, or for none.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Implementation:
     missing: str
     run: Callable[..., Any] | None
     gradient: Callable[..., Any] | None = None
+    refusals: Callable[[Sequence[Tensor]], list[str]] | None = None
 
     def why_not(self, tensors: Sequence[Tensor]) -> list[str]:
         """Give the reasons why this implementation cannot take these tensors; an empty list means that it can."""
@@ -68,7 +70,15 @@ class Implementation:
                 )
             if tensor.dtype not in self.dtypes:
                 reasons.append(f"a tensor is {tensor.dtype}, this implementation takes {_names(self.dtypes)}")
+        if not reasons and self.refusals is not None:
+            return self.refusals(tensors)
         return reasons
+
+    def lacks(self) -> tuple[str, ...]:
+        """Give the reasons why this implementation cannot run on this machine at all."""
+        if self.missing:
+            return (self.missing,)
+        return () if self.refusals is None else tuple(self.refusals(()))
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,6 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _no_cuda() -> str:
-    if not _installed("pyalign._cuda"):
-        return "pyalign._cuda is not built: it needs a CUDA compiler at install time and CUDA sources in csrc/"
-    return "pyalign._cuda is built, but this version has no adapter for it"
-
-
 def _no_triton(stem: str) -> str:
     if not _installed(f"pyalign.kernels.{stem}"):
         return f"pyalign.kernels.{stem} is not part of this build"
@@ -108,12 +112,12 @@ def _no_triton(stem: str) -> str:
 OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
     {
         "cross_moments": (
-            Implementation("cuda", ("cuda",), FLOATS, _no_cuda(), None),
+            Implementation("cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), None, refusals=cuda.refusals),
             Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.cross_moments),
             Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
         ),
         "linear_assignment": (
-            Implementation("cuda", ("cuda",), COSTS, _no_cuda(), None),
+            Implementation("cuda", ("cuda",), COSTS, cuda.missing("linear_assignment"), None, refusals=cuda.refusals),
             Implementation("cpu", ("cpu",), COSTS, cpu.MISSING, cpu.linear_assignment),
             Implementation("reference", (), COSTS, "", reference_assignment.linear_assignment),
         ),
@@ -238,17 +242,17 @@ def backends() -> tuple[BackendRow, ...]:
         ['cuda', 'cpu', 'reference']
     """
     return tuple(
-        BackendRow(operation, candidate.name, not candidate.missing, (candidate.missing,) if candidate.missing else ())
+        BackendRow(operation, candidate.name, not candidate.lacks(), candidate.lacks())
         for operation, listed in OPERATIONS.items()
         for candidate in listed
     )
 
 
 def build() -> dict[str, str]:
-    """Describe the compiled module: compiler, SIMD path in use, threads; or why there is none.
+    """Describe the compiled modules: compiler, SIMD path in use, threads, CUDA code; or why there is none.
 
     Example:
         >>> sorted(build())[:2]
         ['compiler', 'simd']
     """
-    return cpu.build()
+    return {**cpu.build(), **cuda.build()}
