@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "o
 
 DEVICES = ("cuda", "cpu") if INTERPRETED else ("cuda",)
 LEAST_CAPABILITY = (8, 0)
+LEAST_TRITON = (3, 6)
 
 Axes = Sequence[Tensor | None]
 Term = tuple[Tensor, float, Axes]
@@ -40,7 +42,10 @@ def _missing() -> str:
     if not _installed("pyalign.kernels.permuted_lerp"):
         return "pyalign.kernels.permuted_lerp is not part of this build"
     if not _installed("triton"):
-        return "the package triton is not installed: pip install 'pyalign-nn[gpu]' (Linux)"
+        return "the package triton is not installed, which the CUDA builds of torch for Linux bring along"
+    version = importlib.metadata.version("triton")
+    if tuple(map(int, version.split(".")[:2])) < LEAST_TRITON:
+        return f"triton {version} is installed, the kernels need {'.'.join(map(str, LEAST_TRITON))} or newer"
     return ""
 
 
@@ -48,27 +53,23 @@ MISSING = _missing()
 
 
 def refusals(tensors: Sequence[Tensor]) -> list[str]:
-    """Say what the machine lacks: for tensors that fit otherwise, or for none."""
+    """Say why the kernels cannot run on the tensors' devices, or, without tensors, on this machine's first one."""
     if INTERPRETED:
         return []
     if not torch.cuda.is_available():
-        why = "torch sees none" if torch.version.cuda else "this torch is built without CUDA"
-        return [f"no CUDA device: {why}"]
-    devices = {tensor.device for tensor in tensors} or {
-        torch.device("cuda", k) for k in range(torch.cuda.device_count())
-    }
-    reasons = {device: _too_old(device) for device in sorted(devices, key=str)}
-    return [reason for reason in reasons.values() if reason] if tensors or all(reasons.values()) else []
+        built = "torch sees none" if torch.version.cuda else f"torch {torch.__version__} is built without CUDA"
+        return [f"there is no CUDA device: {built}"]
+    devices = dict.fromkeys(tensor.device.index or 0 for tensor in tensors) or {0: None}
+    return [reason for reason in map(_too_old, devices) if reason]
 
 
-def _too_old(device: torch.device) -> str:
-    capability = torch.cuda.get_device_capability(device)
+def _too_old(index: int) -> str:
+    capability = torch.cuda.get_device_capability(index)
     if capability >= LEAST_CAPABILITY:
         return ""
     given, least = (".".join(map(str, version)) for version in (capability, LEAST_CAPABILITY))
-    return (
-        f"{device} ({torch.cuda.get_device_name(device)}) has compute capability {given}, Triton's kernels need {least}"
-    )
+    name = torch.cuda.get_device_name(index)
+    return f"cuda:{index} ({name}) has compute capability {given}, Triton's kernels need {least}"
 
 
 def permuted_sum(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float], perms: Sequence[Axes]) -> None:
