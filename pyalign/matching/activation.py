@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -114,10 +114,12 @@ class ActivationMatching:
         )
 
     def _evidence(self, moments: list[Moments]) -> Evidence:
-        dead_a = torch.stack([m.constant_a.cpu() for m in moments]).all(0)
-        dead_b = torch.stack([m.constant_b.cpu() for m in moments]).all(0)
-        parts = [self._similarity(m).cpu() for m in moments]
-        return Evidence(torch.stack(parts).sum(0), dead_a=dead_a, dead_b=dead_b)
+        """What all sites say together, where their moments are; on the host if some are there."""
+        device = _common([m.mean_a.device for m in moments])
+        dead_a = torch.stack([m.constant_a.to(device) for m in moments]).all(0)
+        dead_b = torch.stack([m.constant_b.to(device) for m in moments]).all(0)
+        total = _added(self._similarity(m).to(device) for m in moments)
+        return Evidence(total, dead_a=dead_a, dead_b=dead_b)
 
     def _similarity(self, moments: Moments) -> Tensor:
         if self.similarity == "correlation":
@@ -125,12 +127,26 @@ class ActivationMatching:
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
 
 
+def _common(devices: list[torch.device]) -> torch.device:
+    return devices[0] if len(set(devices)) == 1 else torch.device("cpu")
+
+
+def _added(matrices: Iterable[Tensor]) -> Tensor:
+    """Their sum, one at a time: beside it there is never more than one of them."""
+    matrices = iter(matrices)
+    total = next(matrices).clone()
+    for matrix in matrices:
+        total += matrix
+    return total
+
+
 def _mean_correlation(moments: list[Moments]) -> Tensor:
-    return torch.stack([m.correlation().cpu() for m in moments]).mean(0)
+    device = _common([m.mean_a.device for m in moments])
+    return _added(m.correlation().to(device) for m in moments) / len(moments)
 
 
 def _along(correlation: Tensor, element: ScaledPermutation) -> float:
-    matched = correlation.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+    matched = correlation.gather(1, element.perm.to(correlation.device).unsqueeze(1)).squeeze(1).cpu()
     if element.scale is not None:
         matched = matched * element.scale.sign()
     return float(matched.mean()) if len(matched) else 0.0
