@@ -102,7 +102,9 @@ _TRITON = Implementation(
 OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
     {
         "cross_moments": (
-            Implementation("cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), None, refusals=cuda.refusals),
+            Implementation(
+                "cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), cuda.cross_moments, refusals=cuda.refusals
+            ),
             Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.cross_moments),
             Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
         ),
