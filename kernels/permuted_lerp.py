@@ -34,8 +34,8 @@ _LOW = tl.constexpr(0xFFFFFFFF)
 # may choose otherwise in the next run. A tile of 8 KB in four warps is four 16-byte loads a thread and tensor, enough
 # in flight to hide the latency of device memory and few enough registers for many programs on a multiprocessor.
 TILE_BYTES = 8192
-STAGED_ROW = 16384
-"""Entries of the longest row that goes through shared memory: 64 KB of float32, so that three rows fit."""
+STAGED_BYTES = 65536
+"""Of the longest row that goes through shared memory; every device since Ampere has that much, and threads enough."""
 FEWEST_PROGRAMS = 1024
 """A program takes several tiles of staged rows, to read their indices once, while this many programs remain."""
 MOST_STEPS = 8
@@ -215,7 +215,7 @@ def tiles(plan: Walk, item: int, stepping: bool) -> Tiles:
     """Choose the tiles of a walk of entries of `item` bytes."""
     operands = range(len(plan.places))
     whole = triton.next_power_of_2(plan.length)
-    modes = tuple(_mode(plan, k, whole) for k in operands)
+    modes = tuple(_mode(plan, k, whole, item) for k in operands)
     staged = STAGED in modes
     most = max(TILE_BYTES // item, 1)
     block = whole if staged or whole <= most else _block(plan.length, most)
@@ -240,12 +240,12 @@ def tiles(plan: Walk, item: int, stepping: bool) -> Tiles:
     return Tiles(triton.cdiv(groups, steps) * chunks, chunks, steps, settings)
 
 
-def _mode(plan: Walk, operand: int, whole: int) -> int:
+def _mode(plan: Walk, operand: int, whole: int, item: int) -> int:
     if not plan.consecutive(operand):
         return SPREAD
     if not plan.shuffled(operand):
         return PLAIN
-    return STAGED if whole <= STAGED_ROW else SPREAD
+    return STAGED if whole * item <= STAGED_BYTES else SPREAD
 
 
 def _block(length: int, most: int) -> int:

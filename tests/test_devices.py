@@ -102,6 +102,7 @@ def test_models_on_a_gpu_and_on_the_host_are_refused():
         pyalign.interpolate(a, b, 0.5)
 
 
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
 def test_data_on_another_device_is_refused():
     a, b = (moved(copy.deepcopy(model)) for model in (A, B))
     with elsewhere():

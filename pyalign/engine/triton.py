@@ -42,7 +42,7 @@ def _missing() -> str:
     if not _installed("pyalign.kernels.permuted_lerp"):
         return "pyalign.kernels.permuted_lerp is not part of this build"
     if not _installed("triton"):
-        return "the package triton is not installed, which the CUDA builds of torch for Linux bring along"
+        return "the package triton is not installed: pip install 'pyalign-nn[gpu]' on Linux"
     version = importlib.metadata.version("triton")
     if tuple(map(int, version.split(".")[:2])) < LEAST_TRITON:
         return f"triton {version} is installed, the kernels need {'.'.join(map(str, LEAST_TRITON))} or newer"

@@ -117,7 +117,6 @@ def test_machine_code():
         assert long["st.global"] == {16} and {4, 16} == long["ld.global"], long
         assert widths((64, 4096), [None, order(4096)], torch.float32, dots=True)["ld.global"] == {16}
         assert widths((2**16, 2**16), [None, None], torch.bfloat16)["st.global"] == {16}  # beyond 32-bit addresses
-        assert not any("local" in code for code in codes)  # no spills
         """
     run_script(COMPILED + "\n".join(line[8:] for line in script.splitlines()))
 
