@@ -41,6 +41,7 @@ if triton.INTERPRETED:  # where every program takes milliseconds: what lies on t
     CASES.update(
         {
             "long vector": ((16_500,), (16_500,)),
+            "both": ((20, 17), (20, 17)),
             "product rows": ((6 * 2, 300), (6, 0)),
             "rows together": ((20, 131), (20, 131)),
             "rows together, some left": ((3, 1100), (0, 1100)),
@@ -282,7 +283,8 @@ def test_gradcheck(backend):
 
     fast = triton.INTERPRETED
     assert torch.autograd.gradcheck(blend, (*leaves, weights), fast_mode=fast)
-    assert torch.autograd.gradgradcheck(blend, (*leaves, weights), fast_mode=fast)
+    if not fast:
+        assert torch.autograd.gradgradcheck(blend, (*leaves, weights))
 
 
 @pytest.mark.parametrize("wanted", ["a", "b", "t"])
