@@ -6,7 +6,6 @@ with its reasons. The answer of every operation records which one ran.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyalign import errors
-from pyalign.engine import cpu, cuda
+from pyalign.engine import cpu, cuda, triton
 from pyalign.engine.reference import cross_moments as reference_moments
 from pyalign.engine.reference import linear_assignment as reference_assignment
 from pyalign.engine.reference import permuted_lerp as reference_lerp
@@ -97,18 +96,9 @@ def _names(dtypes: Sequence[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
-
-
-def _no_triton(stem: str) -> str:
-    if not _installed(f"pyalign.kernels.{stem}"):
-        return f"pyalign.kernels.{stem} is not part of this build"
-    return "the Triton kernel is present, but this version has no adapter for it"
-
+_TRITON = Implementation(
+    "triton", triton.DEVICES, FLOATS, triton.MISSING, triton.permuted_sum, triton.permuted_dots, triton.refusals
+)
 
 # Order is preference. Nothing else in pyalign decides what runs.
 OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
@@ -126,8 +116,9 @@ OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType
             Implementation("reference", (), COSTS, "", reference_assignment.linear_assignment),
         ),
         "permuted_lerp": (
-            Implementation("triton", ("cuda",), FLOATS, _no_triton("permuted_lerp"), None),
+            *(() if triton.INTERPRETED else (_TRITON,)),
             Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.permuted_sum, cpu.permuted_dots),
+            *((_TRITON,) if triton.INTERPRETED else ()),  # its interpreter is for tests, and taken only by name
             Implementation("reference", (), FLOATS, "", reference_lerp.permuted_sum, reference_lerp.permuted_dots),
         ),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,13 +92,17 @@ class ActivationMatching:
         for site, moments in seen.items():
             by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
-        correlations = {name: [m.correlation().cpu() for m in moments] for name, moments in by_group.items()}
-        evidence = {name: self._evidence(moments, correlations[name]) for name, moments in by_group.items()}
+        evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
         solution = assign_groups(spec.outer_first(), evidence, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
         elements = {name: solution.elements[name] for name in spec.groups}
+        before, after = {}, {}
+        for name, moments in by_group.items():
+            correlation = self._mean_correlation(moments, evidence[name])
+            before[name] = _along(correlation, ScaledPermutation.identity(len(correlation)))
+            after[name] = _along(correlation, elements[name])
         return Alignment(
             spec,
             elements,
@@ -106,26 +110,48 @@ class ActivationMatching:
             objective=solution.objective,
             trace=(solution.objective,),
             worst_gap=solution.worst_gap,
-            correlation_before={n: _along(c, ScaledPermutation.identity(len(c[0]))) for n, c in correlations.items()},
-            correlation_after={n: _along(c, elements[n]) for n, c in correlations.items()},
+            correlation_before=before,
+            correlation_after=after,
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
             notes=tuple(_notes(spec, evidence, solution)),
         )
 
-    def _evidence(self, moments: list[Moments], correlations: list[Tensor]) -> Evidence:
-        dead_a = torch.stack([m.constant_a.cpu() for m in moments]).all(0)
-        dead_b = torch.stack([m.constant_b.cpu() for m in moments]).all(0)
-        parts = correlations if self.similarity == "correlation" else [self._similarity(m).cpu() for m in moments]
-        return Evidence(sum(parts[1:], start=parts[0]), dead_a=dead_a, dead_b=dead_b)
+    def _evidence(self, moments: list[Moments]) -> Evidence:
+        """What all sites say together, where their moments are; on the host if some are there."""
+        device = _common([m.mean_a.device for m in moments])
+        dead_a = torch.stack([m.constant_a.to(device) for m in moments]).all(0)
+        dead_b = torch.stack([m.constant_b.to(device) for m in moments]).all(0)
+        return Evidence(_added(self._similarity(m).to(device) for m in moments), dead_a=dead_a, dead_b=dead_b)
+
+    def _mean_correlation(self, moments: list[Moments], evidence: Evidence) -> Tensor:
+        if self.similarity == "correlation":
+            total = evidence.similarity
+        else:
+            total = _added(m.correlation().to(evidence.similarity.device) for m in moments)
+        return total if len(moments) == 1 else total / len(moments)
 
     def _similarity(self, moments: Moments) -> Tensor:
+        if self.similarity == "correlation":
+            return moments.correlation()
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
 
 
-def _along(correlations: list[Tensor], element: ScaledPermutation) -> float:
-    """Mean correlation of the matched units, over the sites of a group."""
-    matched = torch.stack([c.gather(1, element.perm.unsqueeze(1)).squeeze(1) for c in correlations])
+def _common(devices: list[torch.device]) -> torch.device:
+    return devices[0] if len(set(devices)) == 1 else torch.device("cpu")
+
+
+def _added(matrices: Iterable[Tensor]) -> Tensor:
+    """Their sum, one at a time: beside it there is never more than one of them."""
+    matrices = iter(matrices)
+    total = next(matrices)
+    for matrix in matrices:
+        total += matrix
+    return total
+
+
+def _along(correlation: Tensor, element: ScaledPermutation) -> float:
+    matched = correlation.gather(1, element.perm.to(correlation.device).unsqueeze(1)).squeeze(1).cpu()
     if element.scale is not None:
         matched = matched * element.scale.sign()
     return float(matched.mean()) if matched.numel() else 0.0

@@ -192,6 +192,7 @@ class _Search:
             scale = None
             if own is not None:
                 free = self.free(self.groups[name])
-                scale = signs_of(own.similarity.cpu(), perm, free)
-                self.solution.objective += float(own.gain(free).cpu().gather(1, perm.unsqueeze(1)).sum())
+                along = perm.to(own.similarity.device)
+                scale = signs_of(own.similarity, along, free)
+                self.solution.objective += float(own.gain(free).gather(1, along.unsqueeze(1)).sum())
             self.solution.elements[name] = ScaledPermutation(perm, scale)

@@ -14,6 +14,7 @@ from pyalign.errors import DataError, MismatchError, NonFiniteError, PyalignErro
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
 from pyalign.statistics.heap import keep_heap
+from pyalign.statistics.home import home
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.observe import Held, Key, observing
 from pyalign.statistics.sites import SITES, UnitView, choose_sites
@@ -42,6 +43,8 @@ def collect(
     Per batch model A runs first and the tensors at the sites are kept by reference (copied only if the model overwrites
     them); then model B runs, and each site's moments are updated the moment B computes it, which frees A's tensor.
     So memory holds the observed activations of one batch of one model, however many batches there are.
+    The moments of a site live on the device of its activations, or on the host where three times their size is not free
+    there: such activations are moved and counted on the CPU.
     Dropout is off; other random operators draw the same numbers in both models; the global random state is restored.
 
     Args:
@@ -135,7 +138,8 @@ class _Collector:
             raise _changed(site.key, f"in batch {index} it is {tuple(x.shape)} in model A, {tuple(y.shape)} in model B")
         units_x, units_y = view(x), view(y)
         if site not in self.moments:
-            self.moments[site] = Moments(view.units, None, self.full, device=x.device, backend=self.backend)
+            where = home(x.device, Moments.size(view.units, None, self.full))
+            self.moments[site] = Moments(view.units, None, self.full, device=where, backend=self.backend)
         try:
             self.moments[site].update(units_x, units_y, site.axis, _sample_mask(mask, units_x, site.axis))
         except NonFiniteError as error:

@@ -53,10 +53,10 @@ def _advice(model: nn.Module, inputs: Any) -> tuple[str, str]:
     weights, tensors = list(model.parameters()), tensors_of(inputs)
     devices = {str(tensor.device) for tensor in weights}
     if devices and any(str(tensor.device) not in devices for tensor in tensors):
-        device = sorted(devices)[0]
+        other = next(str(tensor.device) for tensor in tensors if str(tensor.device) not in devices)
         return (
             f"inputs on {', '.join(sorted(devices))}, where the model is",
-            f"move the batches or model.to({device!r})",
+            f"move the batches there, or the models with model.to({other!r})",
         )
     dtypes = {plain(tensor.dtype) for tensor in weights if tensor.is_floating_point()}
     if dtypes and any(plain(tensor.dtype) not in dtypes for tensor in tensors if tensor.is_floating_point()):

@@ -61,6 +61,17 @@ class Moments:
         mean_a, mean_b, comoment, square_a, square_b = zeros
         self._record = CrossMoments(count, mean_a, mean_b, comoment, square_a, square_b, backend="none")
 
+    @staticmethod
+    def size(d_a: int, d_b: int | None = None, full: bool = False) -> int:
+        """Bytes of the sums for streams of these widths.
+
+        Example:
+            >>> Moments.size(1000)
+            8032008
+        """
+        n, m = d_a, d_a if d_b is None else d_b
+        return 8 * (1 + n + m + n * m + (n * n + m * m if full else n + m))
+
     def update(self, x: Tensor, y: Tensor, axis: int | tuple[int, int] = 1, mask: Tensor | None = None) -> Moments:
         """Add the samples of one batch.
 

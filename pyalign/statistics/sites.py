@@ -72,7 +72,9 @@ class UnitView:
         self.units, self.runs = site.positions.shape
         flat = site.positions.reshape(-1)
         start = int(flat[0]) if flat.numel() else 0
-        self._start = start if torch.equal(flat, torch.arange(start, start + flat.numel())) else None
+        self._start = (
+            start if torch.equal(flat, torch.arange(start, start + flat.numel(), device=flat.device)) else None
+        )
         self._index = flat
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -80,7 +82,9 @@ class UnitView:
         if self._start is not None:
             units = tensor.narrow(self.axis, self._start, self._index.numel())
         else:
-            units = tensor.index_select(self.axis, self._index.to(tensor.device))
+            if self._index.device != tensor.device:
+                self._index = self._index.to(tensor.device)  # once, and not for every batch
+            units = tensor.index_select(self.axis, self._index)
         if self.runs == 1:
             return units
         apart = units.reshape(*units.shape[: self.axis], self.units, self.runs, *units.shape[self.axis + 1 :])

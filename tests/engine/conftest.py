@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
+import torch
+
+from pyalign.engine import triton
+
+BLENDS = ["triton"] if triton.INTERPRETED else ["reference", "cpu", pytest.param("triton", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +21,11 @@ def poisoned_engine(request):
 @pytest.fixture(params=["reference", "cpu"])
 def backend(request):
     return request.param
+
+
+@pytest.fixture(params=BLENDS)
+def blend_backend(request):
+    """The same tests for all: on a GPU too, and in Triton's interpreter where test_triton.py starts a file with it."""
+    on_gpu = request.param == "triton" and not triton.INTERPRETED
+    with torch.device("cuda") if on_gpu else nullcontext():
+        yield request.param

@@ -34,24 +34,22 @@ def test_opcheck_linear_assignment(backend):
     torch.library.opcheck(OPERATORS.linear_assignment, ([torch.rand(1, 4, 4)], False, [u, v, perm], backend))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck_permuted_sum(grad, backend):
+def test_opcheck_permuted_sum(grad, blend_backend):
     tensors = [torch.rand(4, 6, requires_grad=grad) for _ in range(2)]
     weights = torch.tensor([0.3, 0.7], dtype=torch.float64, requires_grad=grad)
     for perms, places in (([torch.randperm(4), torch.randperm(3)], [2, 3]), ([], [])):
-        torch.library.opcheck(OPERATORS.permuted_sum, (tensors, weights, perms, places, backend))
+        torch.library.opcheck(OPERATORS.permuted_sum, (tensors, weights, perms, places, blend_backend))
         if not grad:
             out = torch.zeros(4, 6)
-            torch.library.opcheck(OPERATORS.permuted_sum_out, (out, tensors, weights, perms, places, backend))
+            torch.library.opcheck(OPERATORS.permuted_sum_out, (out, tensors, weights, perms, places, blend_backend))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("grad", [False, True])
-def test_opcheck_permuted_dots(grad, backend):
+def test_opcheck_permuted_dots(grad, blend_backend):
     factor, *tensors = (torch.rand(4, 6, requires_grad=grad) for _ in range(3))
     for perms, places in (([torch.randperm(4), torch.randperm(3)], [2, 3]), ([], [])):
-        torch.library.opcheck(OPERATORS.permuted_dots, (factor, tensors, perms, places, backend))
+        torch.library.opcheck(OPERATORS.permuted_dots, (factor, tensors, perms, places, blend_backend))
 
 
 COMPILERS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
