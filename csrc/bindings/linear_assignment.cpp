@@ -1,10 +1,12 @@
 #include "linear_assignment/linear_assignment.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <limits>
 
-#include "bindings/tensor.h"
+#include "bindings/parallel_problems.h"
+#include "linear_assignment/parallel_host.h"
 
 namespace pyalign {
 namespace {
@@ -202,6 +204,14 @@ py::object assign_array(py::handle cost, bool maximize, int threads) {
     return py::make_tuple(std::move(rows), std::move(columns));
 }
 
+// The GPU's algorithm on this machine, for its tests.
+void assign_as_on_gpu(const py::list& costs, bool maximize, const std::vector<bool>& exchanged, const py::list& start,
+                      const py::list& answers, const py::object& status) {
+    const ParallelCall call = read_parallel_call(costs, maximize, exchanged, start, answers, status, {});
+    const py::gil_scoped_release release;
+    solve_as_on_gpu(call.problems);
+}
+
 }  // namespace
 
 void bind_linear_assignment(py::module_& m) {
@@ -213,6 +223,9 @@ void bind_linear_assignment(py::module_& m) {
           "Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure.");
     m.def("assign_array", &assign_array, py::arg("cost"), py::arg("maximize"), py::arg("threads"),
           "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer.");
+    m.def("_assign_as_on_gpu", &assign_as_on_gpu, py::arg("costs"), py::arg("maximize"), py::arg("exchanged"),
+          py::arg("start"), py::arg("answers"), py::arg("status"),
+          "Play the GPU's algorithm on one thread, for its tests; slow.");
 }
 
 }  // namespace pyalign
