@@ -1,7 +1,7 @@
 // Row reductions, all at once: every row without a column bids for its cheapest one. The bid is v lowered to where the
 // row's second cheapest column costs the same, so that a pair is always the cheapest of its row; per column the lowest
 // v wins, and the row that lost the column bids in the next round. The winners depend on no order of threads: a bid is
-// one integer, its v (rounded up, which a bid may be) with the row's number in the last bits.
+// one integer, its v (rounded up, which no bid minds) with the row's number in the last bits.
 #pragma once
 
 #include "linear_assignment/parallel_lists.h"
@@ -83,8 +83,8 @@ class Bids {
         uint64_t key = kNoBid;
         if (lane >= 0 && s.second < lists_.kInfinity) {
             const double v = w.v[w.listed[lists_.entry(i, lane)]];
-            const uint64_t rounded = (ordered(v - (s.second - s.first)) + mask_) & ~mask_;
-            lowered = from_ordered(rounded);
+            const uint64_t rounded = round_up(v - (s.second - s.first));
+            lowered = value_of(rounded);
             if (lowered < v && lowered > -lists_.kInfinity) {
                 key = rounded | static_cast<uint32_t>(i);
             } else {
@@ -106,6 +106,16 @@ class Bids {
             w.want[i] = j, w.bid[i] = key, w.scanned[i] = w.costs[lists_.entry(i, lane)];
             Team::atomic_min(&w.label[j], key);
         });
+    }
+
+    // A value with zeros in its last bits, not below the given one, as an integer of the same order with room for a
+    // row's number; and the value again. Integers stay integers.
+    PYALIGN_PART uint64_t round_up(double x) const {
+        const uint64_t key = ordered(x);
+        return (x < 0.0 ? key : key + mask_) & ~mask_;
+    }
+    PYALIGN_PART double value_of(uint64_t key) const {
+        return from_ordered(key >> 63 ? key & ~mask_ : key | mask_);
     }
 
     // Above every v that falls: a bid that leaves v as it is loses against all others.
@@ -134,7 +144,7 @@ class Bids {
         if (w.label[j] == w.bid[i]) {
             back = w.row_of[j];
             if (back >= 0) w.column_of[back] = -1;
-            if (w.bid[i] < kStays) w.v[j] = from_ordered(w.bid[i] & ~mask_);
+            if (w.bid[i] < kStays) w.v[j] = value_of(w.bid[i]);
             w.row_of[j] = i, w.column_of[i] = j, w.own[i] = w.scanned[i];
             w.label[j] = kNoBid;
         }

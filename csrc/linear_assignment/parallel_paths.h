@@ -52,8 +52,7 @@ class Forest {
     PYALIGN_PART int32_t plant() {
         ++round_;
         team_.first([&] {
-            w.counts[round_ % 3] = w.counts[kColumns0 + round_ % 3] = 0;
-            w.counts[kWaiting] = w.counts[kFree] = 0;
+            for (int k = 0; k < kCounts; ++k) w.counts[k] = 0;
             w.numbers[kNearest] = bits_of(kInfinity), w.numbers[kFarthest] = 0;
         });
         team_.sync();
