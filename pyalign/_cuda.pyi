@@ -1,5 +1,8 @@
 """The compiled CUDA implementations of the engine. A tensor: anything with __dlpack__, or an unused capsule."""
 
+from collections.abc import Sequence
+from typing import Any
+
 def build() -> dict[str, str]:
     """What the module was compiled with, and for which architectures."""
 
@@ -8,3 +11,25 @@ def device_count() -> int:
 
 def why_not(device: int) -> str:
     """Why kernels cannot run on this device: no driver, no device, too low a compute capability; or an empty text."""
+
+def linear_assignment(
+    costs: list[Any],
+    maximize: bool,
+    exchanged: Sequence[bool],
+    start: list[Any],
+    answers: list[Any],
+    status: Any,
+    team: str,
+    workspace: Any,
+    device: int,
+    stream: int,
+) -> None:
+    """Queue the solution of lists of costs with no more rows than columns; status takes the outcomes."""
+
+def linear_assignment_bytes(shapes: Sequence[tuple[int, int, int]], team: str, device: int) -> int:
+    """The size of the workspace for problems of these (b, n, m)."""
+
+def linear_assignment_plan(
+    shapes: Sequence[tuple[int, int, int]], team: str, multiprocessors: int, clusters: bool, shared: int
+) -> dict[str, Any]:
+    """The launches for problems of these (b, n, m) on a device with these properties, and the workspace."""

@@ -114,9 +114,7 @@ class Bids {
         const uint64_t key = ordered(x);
         return (x < 0.0 ? key : key + mask_) & ~mask_;
     }
-    PYALIGN_PART double value_of(uint64_t key) const {
-        return from_ordered(key >> 63 ? key & ~mask_ : key | mask_);
-    }
+    PYALIGN_PART double value_of(uint64_t key) const { return from_ordered(key >> 63 ? key & ~mask_ : key | mask_); }
 
     // Above every v that falls: a bid that leaves v as it is loses against all others.
     static constexpr uint64_t kStays = 0xfff8000000000000;
@@ -141,12 +139,12 @@ class Bids {
         const int32_t j = w.want[i];
         if (j < 0) return;
         int32_t back = i;
-        if (w.label[j] == w.bid[i]) {
+        if (Team::now(&w.label[j]) == w.bid[i]) {
             back = w.row_of[j];
             if (back >= 0) w.column_of[back] = -1;
             if (w.bid[i] < kStays) w.v[j] = value_of(w.bid[i]);
             w.row_of[j] = i, w.column_of[i] = j, w.own[i] = w.scanned[i];
-            w.label[j] = kNoBid;
+            Team::put(&w.label[j], kNoBid);  // no bid: rows that look now have lost either way
         }
         if (back >= 0) push(back);
     }

@@ -7,6 +7,7 @@
 
 namespace pyalign {
 
-void solve_as_on_gpu(const std::vector<ParallelProblem>& problems);
+// With a seed, the work of every step is done in another order, as on a GPU it is in none.
+void solve_as_on_gpu(const std::vector<ParallelProblem>& problems, uint32_t seed);
 
 }  // namespace pyalign

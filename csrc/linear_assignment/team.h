@@ -121,13 +121,21 @@ class HostGroup {
 
 class HostTeam {
   public:
+    // With a seed, work is done in another order in every step: what a step computes must not depend on it.
+    explicit HostTeam(uint32_t seed = 0) : state_(seed) {}
+
     template <typename F>
-    void each(int64_t count, const F& f) const {
-        for (int64_t k = 0; k < count; ++k) f(static_cast<int32_t>(k));
+    void each(int64_t count, const F& f) {
+        const uint32_t draw = next();
+        const int64_t start = count > 0 && state_ ? draw / 2 % count : 0;
+        for (int64_t k = 0; k < count; ++k) {
+            const int64_t at = (start + k) % count;
+            f(static_cast<int32_t>(state_ && draw % 2 ? count - 1 - at : at));
+        }
     }
     template <typename F>
-    void groups(int64_t count, const F& f) const {
-        for (int64_t k = 0; k < count; ++k) f(HostGroup(), static_cast<int32_t>(k));
+    void groups(int64_t count, const F& f) {
+        each(count, [&](int32_t k) { f(HostGroup(), k); });
     }
     template <typename F>
     void first(const F& f) const {
@@ -156,6 +164,17 @@ class HostTeam {
     static T now(const T* at) {
         return *at;
     }
+    template <typename T>
+    static void put(T* at, T value) {
+        *at = value;
+    }
+
+  private:
+    uint32_t next() {
+        if (state_) state_ ^= state_ << 13, state_ ^= state_ >> 17, state_ ^= state_ << 5;
+        return state_;
+    }
+    uint32_t state_;
 };
 
 #endif

@@ -118,10 +118,14 @@ class CudaTeam {
     __device__ __forceinline__ static int32_t atomic_exchange(int32_t* at, int32_t value) {
         return atomicExch(at, value);
     }
-    // A value that others change meanwhile.
+    // A value that others change or look at meanwhile.
     template <typename T>
     __device__ __forceinline__ static T now(const T* at) {
         return *static_cast<const volatile T*>(at);
+    }
+    template <typename T>
+    __device__ __forceinline__ static void put(T* at, T value) {
+        *static_cast<volatile T*>(at) = value;
     }
 };
 

@@ -91,6 +91,22 @@ def test_a_thousand_problems():
     assert run_fuzz(solve, 0, 1000, seed=11) == []
 
 
+@pytest.mark.parametrize("family", ["uniform", "ties", "i * j", "near ties"])
+def test_the_order_of_work_changes_nothing(family):
+    """Threads work in no order; here every step is done in another one each time."""
+    rng = np.random.default_rng(3)
+    costs = [torch.from_numpy(FAMILIES[family](rng, n, m)) for n, m in ((90, 90), (40, 50), (50, 40))]
+    expected = played(costs, False, [])
+    start = [(u, v, perm) for perm, u, v, _, _ in expected]
+    costs.append(costs[0] + 0.01 * torch.from_numpy(rng.normal(size=(90, 90))))
+    for earlier in ([], [*start, start[0]]):
+        expected = played(costs, False, earlier)
+        for seed in (1, 2, 3):
+            answers = cuda_assignment.solve(costs, False, earlier, lambda *a, s=seed: _cpu._assign_as_on_gpu(*a, seed=s))
+            for answer, want in zip(answers, expected, strict=True):
+                assert all(torch.equal(part, other) for part, other in zip(answer, want, strict=True))
+
+
 @gpu
 def test_a_thousand_problems_on_the_gpu():
     assert run_fuzz(on_gpu, 0, 1000, seed=11) == []
