@@ -1,4 +1,5 @@
-# pyalign._cuda: csrc/<operation>/*.cu, and csrc/bindings/<operation>_cuda.cpp, which register themselves.
+# pyalign._cuda: csrc/<operation>/*.cu, csrc/bindings/<operation>_cuda.cpp, which register themselves, and *_emulated.cpp,
+# which runs the same kernels on the host for tests.
 include(CheckLanguage)
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   find_program(PYALIGN_NVCC nvcc HINTS ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda /opt/cuda PATH_SUFFIXES bin)
@@ -43,7 +44,8 @@ endif()
 set(PYALIGN_CUDA_SOURCES csrc/bindings/cuda_module.cpp csrc/bindings/tensor.cpp csrc/core/thread_pool.cpp
                          csrc/core/cuda_device.cu)
 foreach(operation IN LISTS PYALIGN_OPERATIONS)
-  file(GLOB sources CONFIGURE_DEPENDS csrc/${operation}/*.cu csrc/bindings/${operation}_cuda.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS csrc/${operation}/*.cu csrc/${operation}/*_emulated.cpp
+       csrc/bindings/${operation}_cuda.cpp)
   list(APPEND PYALIGN_CUDA_SOURCES ${sources})
   if(operation STREQUAL "linear_assignment") # as on the CPU: the same assignment on every machine
     set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false>")

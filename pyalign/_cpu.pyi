@@ -49,7 +49,7 @@ def assign_matrix(
 def assign_array(cost: object, maximize: bool, threads: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."""
 
-def _assign_as_on_gpu(
+def emulate_linear_assignment(
     costs: list[Any],
     maximize: bool,
     exchanged: Sequence[bool],

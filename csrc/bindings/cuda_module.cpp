@@ -49,5 +49,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def(
         "why_not", &pyalign::cuda_why_not, pybind11::arg("device"),
         "Why kernels cannot run on this device: no driver, no device, too low a compute capability; or an empty text.");
+    m.def("limits", &pyalign::cuda_limits, pybind11::arg("device"),
+          "Multiprocessors of a device, and bytes of shared memory that one block may have there.");
     for (auto* bind : pyalign::bindings()) bind(m);
 }

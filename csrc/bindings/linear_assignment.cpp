@@ -205,11 +205,12 @@ py::object assign_array(py::handle cost, bool maximize, int threads) {
 }
 
 // The GPU's algorithm on this machine, for its tests.
-void assign_as_on_gpu(const py::list& costs, bool maximize, const std::vector<bool>& exchanged, const py::list& start,
-                      const py::list& answers, const py::object& status, uint32_t seed) {
+void emulate_linear_assignment(const py::list& costs, bool maximize, const std::vector<bool>& exchanged,
+                               const py::list& start, const py::list& answers, const py::object& status,
+                               uint32_t seed) {
     const ParallelCall call = read_parallel_call(costs, maximize, exchanged, start, answers, status, {});
     const py::gil_scoped_release release;
-    solve_as_on_gpu(call.problems, seed);
+    emulate_assignments(call.problems, seed);
 }
 
 }  // namespace
@@ -223,8 +224,8 @@ void bind_linear_assignment(py::module_& m) {
           "Solve one matrix: perm, and row duals, column duals, gap and objective in one array; or the failure.");
     m.def("assign_array", &assign_array, py::arg("cost"), py::arg("maximize"), py::arg("threads"),
           "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer.");
-    m.def("_assign_as_on_gpu", &assign_as_on_gpu, py::arg("costs"), py::arg("maximize"), py::arg("exchanged"),
-          py::arg("start"), py::arg("answers"), py::arg("status"), py::arg("seed") = 0,
+    m.def("emulate_linear_assignment", &emulate_linear_assignment, py::arg("costs"), py::arg("maximize"),
+          py::arg("exchanged"), py::arg("start"), py::arg("answers"), py::arg("status"), py::arg("seed") = 0,
           "Play the GPU's algorithm on one thread, for its tests; slow.");
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace pyalign {
 
@@ -49,5 +50,7 @@ int cuda_device_count();
 // Why kernels cannot run on a device, or "". Without a driver or a device it says so for every number.
 std::string cuda_why_not(int device);
 std::string cuda_runtime_version();
+// Multiprocessors, and bytes of shared memory that one block may have.
+std::pair<int, int64_t> cuda_limits(int device);
 
 }  // namespace pyalign

@@ -21,6 +21,14 @@ int cuda_device_count() {
     return code == cudaSuccess ? count : 0;
 }
 
+std::pair<int, int64_t> cuda_limits(int device) {
+    int processors = 0, shared = 0;
+    check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+    check_cuda(cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+               "cudaDeviceGetAttribute");
+    return {processors, shared};
+}
+
 std::string cuda_why_not(int device) {
     int driver = 0, count = 0;
     cudaDriverGetVersion(&driver);

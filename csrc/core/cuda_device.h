@@ -11,7 +11,9 @@
 namespace pyalign {
 
 inline void check_cuda(cudaError_t code, const char* what) {
-    if (code != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
+    if (code == cudaSuccess) return;
+    cudaGetLastError();  // it is told once
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
 // After every launch; what went wrong in a kernel itself shows only where the caller next waits for the device.

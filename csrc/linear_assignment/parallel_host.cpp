@@ -4,7 +4,7 @@
 
 namespace pyalign {
 
-void solve_as_on_gpu(const std::vector<ParallelProblem>& problems, uint32_t seed) {
+void emulate_assignments(const std::vector<ParallelProblem>& problems, uint32_t seed) {
     for (const ParallelProblem& problem : problems) {
         const ParallelBytes bytes = parallel_bytes(problem.n, problem.m);
         std::vector<double> hot(bytes.hot / sizeof(double) + 2), cold(bytes.cold / sizeof(double) + 2);

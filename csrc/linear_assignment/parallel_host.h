@@ -8,6 +8,6 @@
 namespace pyalign {
 
 // With a seed, the work of every step is done in another order, as on a GPU it is in none.
-void solve_as_on_gpu(const std::vector<ParallelProblem>& problems, uint32_t seed);
+void emulate_assignments(const std::vector<ParallelProblem>& problems, uint32_t seed);
 
 }  // namespace pyalign

@@ -96,7 +96,7 @@ def cross_moments(
     n, m = x.shape[axis_x], y.shape[axis_y]
     name = dispatch.choose("cross_moments", backend, (x, y))
     direct = dispatch.direct((x, y))
-    record = _empty(n, m, full, x.device, name, cleared=name != "cpu" or not direct) if into is None else into
+    record = _empty(n, m, full, x.device, name, cleared=name == "reference" or not direct) if into is None else into
     _check_record(record, n, m, full, x.device)
     x, y = x.detach(), y.detach()
     if direct:
@@ -167,7 +167,7 @@ def _empty(n: int, m: int, full: bool, device: torch.device, name: str, cleared:
         return torch.zeros(shape, dtype=torch.float64, device=device)
 
     squares = (zeros(n, n), zeros(m, m)) if full else (zeros(n), zeros(m))
-    # The compiled module does not read the co-moments of a record without samples: clearing them would cost more.
+    # The compiled modules do not read the co-moments of a record without samples: clearing them would cost more.
     comoment = zeros(n, m) if cleared else torch.empty((n, m), dtype=torch.float64, device=device)
     return CrossMoments(zeros(), zeros(n), zeros(m), comoment, *squares, backend=name)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import import_module
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyalign import errors
 from pyalign.engine.cpu import export
+from pyalign.engine.reference import cross_moments as reference_moments
 
 try:
     _cuda = import_module("pyalign._cuda")
@@ -22,7 +23,7 @@ except ImportError as failure:
 else:
     MISSING = ""
 
-__all__ = ["build", "exported", "missing", "refusals", "stream", "workspace"]
+__all__ = ["build", "cross_moments", "exported", "missing", "refusals", "stream", "workspace"]
 
 
 def missing(operation: str) -> str:
@@ -92,3 +93,76 @@ def workspace(operation: str, size: int, device: torch.device, do: str) -> Tenso
 
 def _mib(size: int) -> str:
     return f"{size / 2**20:.1f} MiB"
+
+
+_MOST_AXES = 12  # that the kernels walk along
+
+
+@cache
+def _limits(device: int) -> tuple[int, int]:
+    processors, shared = _cuda.limits(device)
+    return processors, shared
+
+
+def _tf32_allowed() -> bool:
+    """Whether torch's own flag lets float32 products have the precision of TF32."""
+    try:
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # set by torch's newer interface
+        return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def cross_moments(
+    record: Sequence[Tensor], x: Tensor, y: Tensor, axis_x: int, axis_y: int, mask: Tensor | None, full: bool
+) -> None:
+    """Add the samples of x and y to the record in place; the record is untouched when it raises.
+
+    It waits for the device once, to learn whether the sums are finite.
+    """
+    if x.numel() and y.numel():
+        x, y = (tensor.contiguous() if tensor.dim() > _MOST_AXES else tensor for tensor in (x, y))
+        number = x.device.index or 0
+        processors, shared = _limits(number)
+        memory, most = _moments_memory(x, y, axis_x, axis_y, full, processors, shared)
+        status = torch.empty(2, dtype=torch.int32, device=x.device)
+        options = (_tf32_allowed(), processors, shared, most)
+
+        def run(step: str) -> list[int]:
+            inputs = (exported(x), exported(y), None if mask is None else exported(mask), axis_x, axis_y, full)
+            outputs = ([export(tensor) for tensor in record], export(status))
+            _cuda.cross_moments(*inputs, *outputs, step, *options, export(memory), number, stream(x.device))
+            return [] if step == "commit" else status.tolist()
+
+        if moments_in_steps(run):
+            return
+        if record[0].item() == 0:
+            record[3].zero_()  # without samples it may hold anything
+    # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
+    reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
+
+
+def moments_in_steps(run: Callable[[str], list[int]]) -> bool:
+    """Sum, with a look at few samples and, where they mislead, at every one; then add to the record, or give False."""
+    for step in ("few", "every"):
+        if not any(run(step)):
+            run("commit")
+            return True
+    return False
+
+
+def _moments_memory(
+    x: Tensor, y: Tensor, axis_x: int, axis_y: int, full: bool, processors: int, shared: int
+) -> tuple[Tensor, int]:
+    """Allocate the workspace, for one slice of samples at a time where the usual number does not fit."""
+
+    def size(most: int) -> int:
+        given = (exported(x), exported(y), axis_x, axis_y, full, x.device.index or 0)
+        return int(_cuda.cross_moments_workspace(*given, processors, shared, most))
+
+    allocate = partial(
+        workspace, "cross_moments", device=x.device, do="free memory of the device, or match fewer units"
+    )
+    try:
+        return allocate(size(0)), 0
+    except errors.WorkspaceError:
+        return allocate(size(1)), 1

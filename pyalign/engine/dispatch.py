@@ -112,7 +112,9 @@ def _no_triton(stem: str) -> str:
 OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType(
     {
         "cross_moments": (
-            Implementation("cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), None, refusals=cuda.refusals),
+            Implementation(
+                "cuda", ("cuda",), FLOATS, cuda.missing("cross_moments"), cuda.cross_moments, refusals=cuda.refusals
+            ),
             Implementation("cpu", ("cpu",), FLOATS, cpu.MISSING, cpu.cross_moments),
             Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
         ),

@@ -8,12 +8,25 @@ import tempfile
 import textwrap
 
 import numpy as np
+import pytest
 import torch
 from scipy.optimize import linear_sum_assignment as scipy_assignment
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Rounding of one stored element, relative.
 EPSILON = {torch.float32: 2.0**-23, torch.float64: 2.0**-52, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+"""The backend of tests that run on a CUDA device too, where there is one."""
+
+
+def placed(value, backend):
+    """The tensor where a backend runs, in memory laid out as here; other values as they are."""
+    if backend not in ("cuda", "triton") or not isinstance(value, torch.Tensor) or value.is_cuda:
+        return value
+    whole = torch.empty(0, dtype=value.dtype).set_(value.untyped_storage())
+    return whole.cuda().as_strided(value.shape, value.stride(), value.storage_offset())
 
 
 def true_moments(x, y, axis_x, axis_y, mask=None):
@@ -30,6 +43,7 @@ def true_moments(x, y, axis_x, axis_y, mask=None):
 def check_moments(record, truth, tolerance=1e-6):
     """Compare with the truth, relative to the spread of the two units of each entry."""
     count, mean_a, mean_b, comoment, square_a, square_b = truth
+    record = type(record)(*(tensor.cpu() for tensor in record.tensors), backend=record.backend)
     assert record.count.item() == count
     spread_a, spread_b = square_a.diagonal().sqrt(), square_b.diagonal().sqrt()
     norm = max(count, 1) ** 0.5

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from engine.helpers_engine import FLOATS, check_moments, true_moments
+from engine.helpers_engine import FLOATS, GPU, check_moments, placed, true_moments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyalign import errors
-from pyalign.engine import cross_moments
+from pyalign import engine, errors
 
 LAYOUTS = {
     "rows": ((37, 5), (37, 9), 1),
@@ -23,6 +22,17 @@ LAYOUTS = {
     "one unit": ((20, 1), (20, 1), 1),
     "units on different axes": ((4, 6, 10), (4, 10, 7), (1, 2)),
 }
+
+
+@pytest.fixture(params=["reference", "cpu", GPU])
+def backend(request):
+    return request.param
+
+
+def cross_moments(x, y, *, mask=None, backend="auto", **options):
+    """The operation, with its inputs where the backend runs."""
+    x, y, mask = (placed(value, backend) for value in (x, y, mask))
+    return engine.cross_moments(x, y, mask=mask, backend=backend, **options)
 
 
 def random(shape, generator, dtype=torch.float32, offset=0.0):
@@ -51,10 +61,10 @@ def test_agrees_with_float64(layout, dtype, full, backend, generator):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_far_from_zero(layout, generator):
+def test_far_from_zero(layout, backend, generator):
     shape_x, shape_y, axis = LAYOUTS[layout]
     x, y = random(shape_x, generator, offset=1e4), random(shape_y, generator, offset=-1e4)
-    check_moments(cross_moments(x, y, axis=axis, full=True), true_moments(x, y, *axes_of(axis, x, y)))
+    check_moments(cross_moments(x, y, axis=axis, full=True, backend=backend), true_moments(x, y, *axes_of(axis, x, y)))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
@@ -107,9 +117,9 @@ def test_backends_may_follow_each_other(generator):
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e36])
-def test_extreme_magnitudes(scale, generator):
+def test_extreme_magnitudes(scale, backend, generator):
     x, y = random((50, 6), generator) * scale, random((50, 4), generator)
-    check_moments(cross_moments(x, y, full=True), true_moments(x, y, 1, 1))
+    check_moments(cross_moments(x, y, full=True, backend=backend), true_moments(x, y, 1, 1))
 
 
 def test_dead_units_have_exactly_zero_moments(backend, generator):
@@ -140,10 +150,10 @@ def test_strided_inputs(change, backend, generator):
     check_moments(cross_moments(x, y, backend=backend), true_moments(x, y, 1, 1))
 
 
-def test_channels_last_memory(generator):
+def test_channels_last_memory(backend, generator):
     x = random((4, 24, 9, 9), generator).to(memory_format=torch.channels_last)
     y = random((4, 16, 9, 9), generator)
-    check_moments(cross_moments(x, y), true_moments(x, y, 1, 1))
+    check_moments(cross_moments(x, y, backend=backend), true_moments(x, y, 1, 1))
 
 
 def test_no_units_and_no_samples(backend):
@@ -151,9 +161,9 @@ def test_no_units_and_no_samples(backend):
     assert cross_moments(torch.zeros(0, 2), torch.zeros(0, 3), backend=backend).count.item() == 0
 
 
-def test_mixed_dtypes(generator):
+def test_mixed_dtypes(backend, generator):
     x, y = random((30, 4), generator, torch.float64), random((30, 5), generator, torch.bfloat16)
-    check_moments(cross_moments(x, y), true_moments(x, y, 1, 1), 1e-12)
+    check_moments(cross_moments(x, y, backend=backend), true_moments(x, y, 1, 1), 1e-12)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -177,6 +187,7 @@ REFUSED = {
     "mask with too many axes": lambda: cross_moments(X, X, mask=torch.ones(1, 4, 5)),
     "record of other units": lambda: cross_moments(X, X, into=cross_moments(X, X, axis=2)),
     "record without full": lambda: cross_moments(X, X, full=True, into=cross_moments(X, X)),
+    "on two devices": lambda: cross_moments(X, X.to("meta")),
     "scalar": lambda: cross_moments(torch.tensor(1.0), torch.tensor(1.0), axis=0),
 }
 

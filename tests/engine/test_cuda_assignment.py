@@ -1,4 +1,4 @@
-"""The GPU's linear assignment: the CPU's tests on the same algorithm played by the host, and on a GPU where there is one.
+"""The GPU's linear assignment: the CPU's tests, on its algorithm played by the host, and on a GPU where there is one.
 
 `backend` is "cuda" in all of them; only who solves differs. What the host plays is compiled from the same templates
 (csrc/linear_assignment/parallel_*.h), so it must give the kernels' answers to the last bit.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 
 import numpy as np
@@ -41,9 +42,9 @@ built = pytest.mark.skipif(bool(cuda.MISSING), reason=cuda.MISSING or "built")
 gpu = pytest.mark.gpu
 
 
-def play(costs, maximize, exchanged, start, answers, status):
+def play(*arguments, seed=0):
     """What the kernels do, by one thread of the host."""
-    _cpu._assign_as_on_gpu(costs, maximize, exchanged, start, answers, status)
+    _cpu.emulate_linear_assignment(*arguments, seed)
 
 
 def played(costs, maximize, start):
@@ -102,7 +103,7 @@ def test_the_order_of_work_changes_nothing(family):
     for earlier in ([], [*start, start[0]]):
         expected = played(costs, False, earlier)
         for seed in (1, 2, 3):
-            answers = cuda_assignment.solve(costs, False, earlier, lambda *a, s=seed: _cpu._assign_as_on_gpu(*a, seed=s))
+            answers = cuda_assignment.solve(costs, False, earlier, functools.partial(play, seed=seed))
             for answer, want in zip(answers, expected, strict=True):
                 assert all(torch.equal(part, other) for part, other in zip(answer, want, strict=True))
 
@@ -201,7 +202,7 @@ def call(module, **changes):
         "answers": [[torch.empty(2, dtype=torch.int64), *(torch.empty(s).double() for s in (2, 3, (), ()))]],
         "status": torch.empty(1, 3, dtype=torch.int32),
     }
-    return module._assign_as_on_gpu(**{**arguments, **changes})
+    return module.emulate_linear_assignment(**{**arguments, **changes})
 
 
 REFUSED = {
@@ -246,7 +247,7 @@ def test_the_plan_takes_every_problem_once(machine):
     made = plan(shapes, machine=machine)
     problems = sum(b for b, _, _ in shapes)
     assert sorted(made["order"]) == list(range(problems))
-    assert [launch["begin"] for launch in made["launches"]][0] == 0
+    assert made["launches"][0]["begin"] == 0
     assert sum(launch["count"] for launch in made["launches"]) == problems
     for launch in made["launches"]:
         assert launch["teams"] >= 1 and launch["threads"] % 32 == 0 and launch["shared"] <= machine["shared"]
