@@ -4,6 +4,7 @@ python -m benchmarks.run --out benchmarks/results            everything, about t
 python -m benchmarks.run --operation cross_moments           one operation
 python -m benchmarks.run --quick --no-gates                  small inputs, seconds
 python -m benchmarks.run --base earlier.json                 compared with an earlier run
+python -m benchmarks.run --device cuda --out benchmarks/results     on a GPU: `pytest -m gpu`, then what runs there
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from benchmarks import gpu
+from benchmarks.gpu import device as gpu_device
 from benchmarks.machine import describe
 from benchmarks.measure import Effort, Pace, measure
 from benchmarks.operations import MEAN_GATES, OPERATIONS, cases
 from benchmarks.pages import fill
 from benchmarks.plots import draw
-from benchmarks.record import Case, Result, Skipped
+from benchmarks.record import Case, MeanGate, Result, Skipped
 from benchmarks.tables import compared, from_json, report, seconds, to_json, verdicts
 from pyalign import engine
 from pyalign._atomic import replacing
@@ -64,16 +67,17 @@ def line(result: Result) -> str:
     return " ".join(parts).rstrip(",:")
 
 
-def write(folder: Path, results: Sequence[Result], settings: dict[str, Any]) -> None:
+def write(folder: Path, results: Sequence[Result], settings: dict[str, Any], stem: str = "speed") -> None:
     """Write JSON, Markdown and plots, each whole or not at all."""
-    content = json.dumps(to_json(results, settings, MEAN_GATES), indent=1) + "\n"
-    text = report(results, settings, MEAN_GATES)
+    means = MEAN_GATES if stem == "speed" else ()
+    content = json.dumps(to_json(results, settings, means), indent=1) + "\n"
+    text = report(results, settings, means)
     writers: dict[str, Callable[[Path], Any]] = {
-        "speed.json": lambda path: path.write_text(content, encoding="utf-8"),
-        "speed.md": lambda path: path.write_text(text, encoding="utf-8"),
+        f"{stem}.json": lambda path: path.write_text(content, encoding="utf-8"),
+        f"{stem}.md": lambda path: path.write_text(text, encoding="utf-8"),
     }
     for name in dict.fromkeys(r.operation for r in results if r.timings):
-        writers[f"speed_{name}.png"] = lambda path, name=name: draw(results, name, path)
+        writers[f"{stem}_{name}.png"] = lambda path, name=name: draw(results, name, path)
     for file, save in writers.items():
         with replacing(folder / file) as temporary:
             save(temporary)
@@ -93,10 +97,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--base", type=Path, help="an earlier speed.json to compare with")
     parser.add_argument("--pages", action="store_true", help="also fill the tables of README.md and docs (needs --out)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure (default cpu)")
     parser.add_argument("--no-gates", action="store_true", help="exit with 0 also where a gate is missed")
     options = parser.parse_args(arguments)
     if options.pages and options.out is None:
         parser.error("--pages needs --out")
+    if options.device == "cuda" and (options.pages or "weight_matching" in options.operation):
+        parser.error("--device cuda knows neither --pages nor the operation weight_matching")
     return options
 
 
@@ -113,6 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if engine.build().get("simd", "") == "" or "compiler" not in engine.build():
         print(f"the compiled engine is not there: {engine.build()}; install the package first (pip install -e .)")
         return 2
+    if options.device == "cuda":
+        return _on_device(options)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
@@ -134,10 +143,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _judge(results, options.no_gates)
 
 
-def _judge(results: Sequence[Result], no_gates: bool) -> int:
+def _on_device(options: argparse.Namespace) -> int:
+    """Test, then measure, on a CUDA device; 2 where there is none or something has no implementation there."""
+    reasons = gpu_device.why_not()
+    if reasons:
+        print("nothing is measured on a CUDA device:", *reasons, sep="\n  ")
+        return 2
+    if gpu_device.run_tests() != 0:
+        print("nothing is measured: `pytest -m gpu` did not pass")
+        return 1
+    settings = {**gpu_device.describe(), **describe(), "quick": str(options.quick)}
+    print(*(f"{key}: {value}" for key, value in settings.items()), sep="\n", end="\n\n")
+    chosen = [case for case in gpu.cases(options.operation, options.quick) if options.only in case.name]
+    results = run(chosen, Effort(repeats=options.repeats, longest=options.longest), tqdm.write)
+    if options.out is not None:
+        write(options.out, results, settings, "speed_cuda")
+    if options.base is not None:
+        _print_comparison(results, options.base)
+    return _judge(results, options.no_gates, means=())
+
+
+def _judge(results: Sequence[Result], no_gates: bool, means: Sequence[MeanGate] = MEAN_GATES) -> int:
     absent = {name: why for r in results for name, why in r.skipped.items() if "not installed" in why}
     wrong = [f"{r.operation}, {r.name}: {n} {r.wrong[n]}" for r in results for n in r.wrong if n.startswith("pyalign")]
-    missed = [str(v) for v in verdicts(results, MEAN_GATES) if v.passed is False]
+    missed = [str(v) for v in verdicts(results, means) if v.passed is False]
     print()
     for name, why in absent.items():
         print(f"skipped {name}: {why}")
@@ -145,7 +174,7 @@ def _judge(results: Sequence[Result], no_gates: bool) -> int:
         print("WRONG", text)
     for text in missed:
         print("missed", text)
-    for v in verdicts(results, MEAN_GATES)[-len(MEAN_GATES) :]:
+    for v in verdicts(results, means)[len(verdicts(results, ())) :]:
         print(v)
     return 1 if wrong or (missed and not no_gates) else 0
 

@@ -2,8 +2,11 @@
 
 import importlib.metadata
 import importlib.resources
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,30 @@ def test_the_wrong_name_is_found(line: str) -> None:
 
 def test_the_right_name_and_a_later_command_pass() -> None:
     assert misnamed('pip install pyalign-nn[demo]\n.venv/bin/pip install ".[demo]" && .venv/bin/pyalign demo') == []
+
+
+WHEELS = {
+    "cpu": SETTINGS["tool"]["cibuildwheel"],
+    "cuda": tomllib.loads((ROOT / ".ci" / "cuda-wheels.toml").read_text(encoding="utf-8"))["tool"]["cibuildwheel"],
+}
+
+
+@pytest.mark.parametrize("kind", WHEELS)
+def test_wheels_are_built_for_every_python_and_tried(kind: str) -> None:
+    wheels = WHEELS[kind]
+    versions = re.findall(r"Python :: 3\.(\d+)", " ".join(PROJECT["classifiers"]))
+    assert wheels["build"].split() == [f"cp3{minor}-*" for minor in versions]
+    assert wheels["config-settings"]["cmake.define.PYALIGN_CUDA"] == {"cpu": "OFF", "cuda": "ON"}[kind]
+    assert wheels["linux"]["archs"] == ["x86_64", "aarch64"]
+    assert wheels["test-command"] == "python {project}/tests/smoke.py" and (ROOT / "tests" / "smoke.py").is_file()
+
+
+def test_what_wheels_are_tried_with() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "tests" / "smoke.py"], capture_output=True, text=True, cwd=tempfile.gettempdir()
+    )
+    assert run.returncode == 0, run.stderr
+    assert "pyalign doctor" in run.stdout and "as they should be" in run.stdout
+    wanted = {**os.environ, "PYALIGN_SMOKE_CUDA": "no such thing"}
+    run = subprocess.run([sys.executable, ROOT / "tests" / "smoke.py"], capture_output=True, text=True, env=wanted)
+    assert run.returncode != 0

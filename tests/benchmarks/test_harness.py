@@ -263,6 +263,51 @@ def test_a_quick_run_writes_its_files_and_fails_at_its_gates(bench, monkeypatch,
     assert bench.run.main([*base, "--no-gates"]) == 0
 
 
+@pytest.mark.parametrize("operation", ["cross_moments", "linear_assignment", "permuted_lerp"])
+def test_the_devices_cases_run_and_reject_what_is_off(bench, operation):
+    """Their inputs, contestants and checks, on the CPU."""
+    module = importlib.import_module("benchmarks.gpu")
+    full = module.cases([operation])
+    assert len({c.name for c in full}) == len(full) >= 8 and all(c.gates for c in full)
+    made = [c for c in module.cases([operation], quick=True, device="cpu") if "tf32" not in c.name]
+    for c in made:
+        contest = c.build()
+        assert {x.name for x in contest.contestants} | set(contest.missing) == set(c.names)
+        for contestant in (x for x in contest.contestants if x.role != "limit"):
+            answer = contestant.run()
+            assert contest.check(contestant.name, answer) == "", (c.name, contestant.name)
+            if operation == "linear_assignment" and isinstance(answer, pyalign.engine.Assignment):
+                answer = replace(answer, perm=answer.perm.flip(-1))
+            elif operation != "linear_assignment":
+                answer = spoilt(answer)
+            else:
+                continue
+            assert contest.check(contestant.name, answer) != "", (c.name, contestant.name)
+    if operation == "linear_assignment":
+        assert {"torch-lap-cuda", "torch-linear-assignment"} <= {
+            *contest.missing,
+            *(x.name for x in contest.contestants),
+        }
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device_it_says_why(bench, capsys):
+    assert bench.run.main(["--device", "cuda"]) == 2
+    assert "nothing is measured on a CUDA device:" in capsys.readouterr().out
+
+
+def test_figures_on_a_device_come_after_its_tests(bench, monkeypatch, tmp_path, capsys):
+    device = importlib.import_module("benchmarks.gpu.device")
+    monkeypatch.setattr(device, "why_not", list)
+    monkeypatch.setattr(device, "describe", lambda: {"device": "a device"})
+    monkeypatch.setattr(device, "run_tests", lambda: 1)
+    assert bench.run.main(["--device", "cuda"]) == 1 and "did not pass" in capsys.readouterr().out
+    monkeypatch.setattr(device, "run_tests", lambda: 0)
+    monkeypatch.setattr(bench.run.gpu, "cases", lambda *given: [])
+    assert bench.run.main(["--device", "cuda", "--out", str(tmp_path)]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["speed_cuda.json", "speed_cuda.md"]
+
+
 def test_a_failed_write_leaves_the_earlier_file(bench, monkeypatch, tmp_path):
     (tmp_path / "speed.json").write_text("earlier")
     monkeypatch.setattr(bench.run, "report", lambda *given: 1 / 0)
