@@ -37,12 +37,11 @@ def solve(costs: Sequence[Tensor], maximize: bool, start: Start, queue: Queue) -
         queue: What solves.
 
     Raises:
-        InputError: The costs are on more than one device.
         NonFiniteError: A cost is NaN, or an infinity that is not a forbidden pair.
         InfeasibleError: No complete assignment avoids the forbidden pairs.
         WorkspaceError: The answers, a copy of the costs or the workspace do not fit into the device's memory.
     """
-    device = _one_device(costs)
+    device = costs[0].device
     try:
         exchanged = [cost.shape[-2] > cost.shape[-1] for cost in costs]
         taken = [_as_taken(cost, turn) for cost, turn in zip(costs, exchanged, strict=True)]
@@ -88,18 +87,6 @@ def _on_gpu(
         index,
         cuda.stream(device),
     )
-
-
-def _one_device(costs: Sequence[Tensor]) -> torch.device:
-    devices = list(dict.fromkeys(cost.device for cost in costs))
-    if len(devices) != 1:
-        raise errors.InputError(
-            "linear_assignment: the costs are on more than one device",
-            given=", ".join(map(str, devices)),
-            expected="one device for all matrices of a list",
-            do="move them with .to(), or call once per device",
-        )
-    return devices[0]
 
 
 def _as_taken(cost: Tensor, turn: bool) -> Tensor:

@@ -180,7 +180,7 @@ def test_more_than_two_to_the_31_elements_on_the_gpu():
 
 def test_several_devices_are_refused():
     with pytest.raises(errors.InputError, match=r"more than one device.*cpu, meta"):
-        played([torch.rand(2, 2), torch.rand(2, 2, device="meta")], False, [])
+        linear_assignment([torch.rand(2, 2), torch.rand(2, 2, device="meta")])
 
 
 def test_memory_that_is_not_there_is_named(monkeypatch):
