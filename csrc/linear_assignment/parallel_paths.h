@@ -170,9 +170,16 @@ class Forest {
 
     // Where the given part of the columns without a row is reached.
     PYALIGN_PART double quantile(double nearest, double width) const {
+        // Without an early end, so that no load waits for another.
+        const int32_t* bins = w.counts + kCounts;
         int32_t all = 0, below = 0, k = 0;
-        for (int b = 0; b < kBins; ++b) all += Team::now(&w.counts[kCounts + b]);
-        while (k < kBins - 1 && (below += Team::now(&w.counts[kCounts + k])) * kPartOf < all * kPart) ++k;
+        PYALIGN_UNROLL
+        for (int b = 0; b < kBins; ++b) all += bins[b];
+        PYALIGN_UNROLL
+        for (int b = 0; b < kBins - 1; ++b) {
+            below += bins[b];
+            k += below * kPartOf < all * kPart;
+        }
         team_.sync();
         return nearest + (k + 1) * width;
     }
