@@ -9,7 +9,7 @@ namespace {
 
 template <typename Body>
 __global__ void __launch_bounds__(Body::kThreads) run_body(const Body body) {
-    extern __shared__ char4 shared[];
+    extern __shared__ double2 shared[];  // aligned to 16 bytes
     DeviceBlock<Body::kThreads> block(reinterpret_cast<char*>(shared));
     body(block, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z));
 }

@@ -68,7 +68,9 @@ struct LookBody {
         block.each([&](int t) {
             Seen mine{0.0, 0.0, 0.0, 0.0};
             for (int64_t k = t; k < looked; k += kThreads) {
-                const PositionedSample at = position_of(samples, k * step);
+                // Scattered, for samples a fixed distance apart could all be one corner of their maps.
+                const int64_t within = static_cast<int64_t>(static_cast<uint32_t>(k) * 2654435761u) % step;
+                const PositionedSample at = position_of(samples, k * step + within);
                 if (!at.kept) continue;
                 const MomentStream& from = stream[which];
                 const double value = value_at(from, at.offset[which] + unit * from.unit_stride) - shift;
