@@ -50,6 +50,17 @@ def assign_small(
 def assign_array(cost: object, maximize: bool, threads: int, /) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."""
 
+def emulate_linear_assignment(
+    costs: list[Any],
+    maximize: bool,
+    exchanged: Sequence[bool],
+    start: list[Any],
+    answers: list[Any],
+    status: Any,
+    seed: int = 0,
+) -> None:
+    """Play the GPU's algorithm on one thread, for its tests; slow."""
+
 def permuted_sum(out: Any, tensors: list[Any], weights: Sequence[float], perms: list[Any], threads: int) -> None:
     """Write the weighted sum of the permuted tensors to out; terms of weight zero are not read."""
 

@@ -66,3 +66,25 @@ def emulate_cross_moments(
     backwards: bool,
 ) -> None:
     """Run the kernels of one step on the host, for tests."""
+
+def linear_assignment(
+    costs: list[Any],
+    maximize: bool,
+    exchanged: Sequence[bool],
+    start: list[Any],
+    answers: list[Any],
+    status: Any,
+    team: str,
+    workspace: Any,
+    device: int,
+    stream: int,
+) -> None:
+    """Queue the solution of lists of costs with no more rows than columns; status takes the outcomes."""
+
+def linear_assignment_bytes(shapes: Sequence[tuple[int, int, int]], team: str, device: int) -> int:
+    """The size of the workspace for problems of these (b, n, m)."""
+
+def linear_assignment_plan(
+    shapes: Sequence[tuple[int, int, int]], team: str, multiprocessors: int, clusters: bool, shared: int
+) -> dict[str, Any]:
+    """The launches for problems of these (b, n, m) on a device with these properties, and the workspace."""

@@ -1,12 +1,14 @@
 #include "linear_assignment/linear_assignment.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
-#include "bindings/tensor.h"
+#include "bindings/parallel_problems.h"
+#include "linear_assignment/parallel_host.h"
 
 namespace pyalign {
 namespace {
@@ -302,6 +304,15 @@ PyMethodDef kDirect[] = {
      "Rows and columns of one numpy matrix; None for arrays it does not take and problems without an answer."},
     {nullptr, nullptr, 0, nullptr}};
 
+// The GPU's algorithm on this machine, for its tests.
+void emulate_linear_assignment(const py::list& costs, bool maximize, const std::vector<bool>& exchanged,
+                               const py::list& start, const py::list& answers, const py::object& status,
+                               uint32_t seed) {
+    const ParallelCall call = read_parallel_call(costs, maximize, exchanged, start, answers, status, {});
+    const py::gil_scoped_release release;
+    emulate_assignments(call.problems, seed);
+}
+
 }  // namespace
 
 void bind_linear_assignment(py::module_& m) {
@@ -310,6 +321,9 @@ void bind_linear_assignment(py::module_& m) {
           "Fill the answers to lists of costs, (n, m) or (b, n, m); None, or the first failure as five numbers.");
     m.def("assign_matrix", &assign_matrix, py::arg("cost"), py::arg("maximize"), py::arg("start"), py::arg("threads"),
           "Solve one matrix: perm, row duals, column duals, gap, objective and n in one array; or the failure.");
+    m.def("emulate_linear_assignment", &emulate_linear_assignment, py::arg("costs"), py::arg("maximize"),
+          py::arg("exchanged"), py::arg("start"), py::arg("answers"), py::arg("status"), py::arg("seed") = 0,
+          "Play the GPU's algorithm on one thread, for its tests; slow.");
     if (PyModule_AddFunctions(m.ptr(), kDirect) != 0) throw py::error_already_set();
 }
 

@@ -6,10 +6,9 @@
 
 #include "core/tensor_view.h"
 #include "core/thread_pool.h"
+#include "linear_assignment/linear_assignment_outcome.h"
 
 namespace pyalign {
-
-enum class AssignmentOutcome { solved = 0, not_finite = 1, infeasible = 2, interrupted = 3 };
 
 struct AssignmentFailure {
     AssignmentOutcome outcome = AssignmentOutcome::solved;

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pyalign import errors
-from pyalign.engine import cpu, cuda, triton
+from pyalign.engine import cpu, cuda, cuda_assignment, triton
 from pyalign.engine.reference import cross_moments as reference_moments
 from pyalign.engine.reference import linear_assignment as reference_assignment
 from pyalign.engine.reference import permuted_lerp as reference_lerp
@@ -111,7 +111,14 @@ OPERATIONS: MappingProxyType[str, tuple[Implementation, ...]] = MappingProxyType
             Implementation("reference", (), FLOATS, "", reference_moments.cross_moments),
         ),
         "linear_assignment": (
-            Implementation("cuda", ("cuda",), COSTS, cuda.missing("linear_assignment"), None, refusals=cuda.refusals),
+            Implementation(
+                "cuda",
+                ("cuda",),
+                COSTS,
+                cuda.missing("linear_assignment"),
+                cuda_assignment.linear_assignment,
+                refusals=cuda.refusals,
+            ),
             Implementation("cpu", ("cpu",), COSTS, cpu.MISSING, cpu.linear_assignment),
             Implementation("reference", (), COSTS, "", reference_assignment.linear_assignment),
         ),

@@ -79,10 +79,11 @@ def linear_assignment(
         The record with perm, duals, gap, objective and backend.
 
     Raises:
-        InputError: Shapes or dtypes do not fit, or `start` is for another problem.
+        InputError: Shapes or dtypes do not fit, a list is on several devices, or `start` is for another problem.
         NonFiniteError: NaN, or an infinity that is not a forbidden pair; names the matrix and the entry.
         InfeasibleError: No complete assignment avoids the forbidden pairs.
         BackendError: The named backend cannot run these inputs.
+        WorkspaceError: The work does not fit into the memory of the GPU.
 
     Source:
         Jonker and Volgenant (1987); Crouse (2016), On implementing 2D rectangular assignment algorithms.
@@ -100,6 +101,7 @@ def linear_assignment(
     matrices = [_checked(c, index, many) for index, c in enumerate(cost if many else (cost,))]
     if not matrices:
         return Assignment((), (), (), (), (), maximize, "none")
+    _expect_one_device(matrices)
     name = dispatch.choose("linear_assignment", backend, matrices)
     earlier = _start(start, matrices, maximize, many)
     if dispatch.direct(matrices):
@@ -218,6 +220,17 @@ def _checked(cost: object, index: int, many: bool) -> Tensor:
             do="convert it with .double()",
         )
     return cost.detach()
+
+
+def _expect_one_device(costs: Sequence[Tensor]) -> None:
+    devices = dict.fromkeys(cost.device for cost in costs)
+    if len(devices) > 1:
+        raise errors.InputError(
+            "linear_assignment: the costs are on more than one device",
+            given=", ".join(map(str, devices)),
+            expected="one device for all matrices of a list",
+            do="move them with .to(), or call once per device",
+        )
 
 
 def _start(start: Assignment | None, matrices: Sequence[Tensor], maximize: bool, many: bool) -> list[Tensor]:
