@@ -87,7 +87,7 @@ std::optional<Glance> glance_at(PyObject* object) {
         return std::nullopt;
     }
     const std::optional<DType> dtype = dtype_of(tensor.dtype);
-    if (tensor.device.device_type != kCpu || tensor.ndim != 2 || !dtype || !tensor.strides) return std::nullopt;
+    if (tensor.device.device_type != Place{}.type || tensor.ndim != 2 || !dtype || !tensor.strides) return std::nullopt;
     Glance seen{static_cast<char*>(tensor.data) + tensor.byte_offset,
                 *dtype,
                 {tensor.shape[0], tensor.shape[1]},
