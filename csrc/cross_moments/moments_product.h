@@ -294,7 +294,6 @@ struct ProductBody {
         }
         sums.count += kept;
         if (!(of ? counts[1] : counts[0])) return;
-        float sum = 0.0f, square = 0.0f;
         for (int k = 0; k < kDepth; k += 8) {
             uint16_t entry[kPieces][8];
             PYALIGN_UNROLLED
@@ -313,16 +312,21 @@ struct ProductBody {
                     }
                 }
             }
+            float value[8], square[8];
             PYALIGN_UNROLLED
             for (int e = 0; e < 8; ++e) {
-                float value = widen(kKind, entry[0][e]);
-                if (kPieces == 2) value += widen(kKind, entry[kPieces - 1][e]);
-                sum += value;
-                square += value * value;
+                value[e] = widen(kKind, entry[0][e]);
+                if (kPieces == 2) value[e] += widen(kKind, entry[kPieces - 1][e]);
+                square[e] = value[e] * value[e];
             }
+            // Eight in pairs, the rest in double: the squares are all that the record has of a unit's spread.
+            sums.sum += static_cast<double>(sum_of_eight(value));
+            sums.square += static_cast<double>(sum_of_eight(square));
         }
-        sums.sum += static_cast<double>(sum);
-        sums.square += static_cast<double>(square);
+    }
+
+    PYALIGN_BOTH static float sum_of_eight(const float (&v)[8]) {
+        return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
     }
 
     PYALIGN_BOTH void finish(const Sums& total, const float* second, float* out, int t) const {
