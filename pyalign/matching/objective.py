@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
-from pyalign.matching.slices import Slices
-from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
+from pyalign.matching.slices import Part, Slices, changed, precision, rounding
+from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec, Wreath
 from pyalign.symmetry.actions import act
 
 __all__ = ["Elements", "Objective", "Term"]
 
 Elements = Mapping[str, ScaledPermutation]
 
-KEPT = 1 << 21  # tensors of up to so many entries are kept in float64, twice for every axis that moves
+KEPT = 1 << 21  # tensors of up to so many entries are laid out for every axis that moves
 
 
 @dataclass(eq=False)
@@ -30,19 +30,23 @@ class Term:
         relative: Whether the group's own element is applied too and its labels undone afterwards: needed where blocks
             of a tensor move together, and where the group occurs twice (the linearisation at the present element).
         joint: Groups bound to other axes of the same tensor.
+        kept: Whether the slices are laid out together with those of the group's other tensors.
     """
 
     binding: AxisBinding
     depends: tuple[str, ...]
     relative: bool
     joint: frozenset[str]
-    stamp: tuple[int, ...] | None = field(default=None, repr=False)
+    kept: bool = False
+    stamp: tuple[ScaledPermutation, ...] | None = field(default=None, repr=False)
     cached: Tensor | None = field(default=None, repr=False)
-    slices: Slices | None = field(default=None, repr=False)
 
 
 class Objective:
-    r"""\(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors, in float64, with the present elements g.
+    r"""\(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors, with the present elements g.
+
+    Similarities are computed in float32 (float64 for float64 weights), with a bound on their error. A change is
+    accepted only if the objective rises in float64: where the bound leaves that open, the rise is computed in float64.
 
     Args:
         spec: The symmetry.
@@ -59,23 +63,30 @@ class Objective:
         self.on = {name: spec.on(name) for name in names}
         self.a = {name: state_a[name].detach() for name in names}
         self.b = {name: state_b[name].detach() for name in names}
-        self.norms = {n: float(self.a[n].double().norm() * self.b[n].double().norm()) for n in names}
+        self._tree = _trees(spec)
         self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in self.on] for g in spec.groups}
-        self._fixed: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-        self.elements: dict[str, ScaledPermutation] = {}
+        self.loose = {g: [t for t in terms if not t.kept] for g, terms in self.terms.items()}
+        self.kept, self._elsewhere = self._lay_out()
+        self._squares: dict[str, tuple[Tensor, Tensor]] = {}
+        self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
         self.restart(elements)
 
     def restart(self, elements: Elements) -> None:
         """Begin anew at other elements."""
-        if self.elements and all(_same(element, elements[group]) for group, element in self.elements.items()):
-            return
-        self.elements = dict(elements)
-        self.identity = all(element.is_identity for element in elements.values())
-        self.versions = dict.fromkeys(self.spec.groups, 0)
-        self.values = {name: self.value(name, self.elements) for name in self.on}
-        self.total = sum(self.values.values())
-        for term in (t for terms in self.terms.values() for t in terms):
-            term.stamp = None
+        self.elements: dict[str, ScaledPermutation] = dict(elements)
+        self._signed = all(_only_signs(element) for element in elements.values())
+        self.total = self.exact()
+
+    def exact(self) -> float:
+        """The objective at the present elements, in float64."""
+        if not self._signed:
+            return sum(self._value(name, self.elements) for name in self.on)
+        total = sum(self._value(name, self.elements) for name in self._elsewhere)
+        for group, sides in self.kept.items():
+            for odd, slices in sides.items():
+                slices.follow(self.elements)
+                total += slices.counted(_sided(self.elements[group], odd))
+        return total
 
     def value(self, tensor: str, elements: Elements) -> float:
         """One tensor's part of the objective."""
@@ -83,81 +94,79 @@ class Objective:
         return float(torch.dot(self.a[tensor].double().reshape(-1), moved.double().reshape(-1)))
 
     def accept(self, changes: Elements) -> bool:
-        """Take over elements if the true objective rises by more than rounding; say whether it did."""
+        """Take over elements if the objective, computed anew, rises by more than rounding; say whether it did."""
         tensors = dict.fromkeys(t.binding.tensor for group in changes for t in self.terms[group])
         trial = {**self.elements, **changes}
         values = {name: self.value(name, trial) for name in tensors}
-        rise = sum(values.values()) - sum(self._present_value(name) for name in tensors)
-        if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
+        rise = sum(values.values()) - sum(self._value(name, self.elements) for name in tensors)
+        norms = sum(float(self.a[n].double().norm() * self.b[n].double().norm()) for n in tensors)
+        if rise <= 1e-12 * norms:
             return False
-        self.values.update(values)
         self.total += rise
-        for group, element in changes.items():
-            if not _same(self.elements[group], element):
-                self.versions[group] += 1
-        self.elements, self.identity = trial, False
+        self.elements = trial
+        self._values.update({name: (self._stamp(name), value) for name, value in values.items()})
         return True
 
     def accept_one(self, group: str, element: ScaledPermutation, evidence: Evidence) -> bool:
         """The same for one group, whose evidence tells the rise where the objective is linear in its element."""
         present = self.elements[group]
-        if any(term.relative for term in self.terms[group]) or not (_only_signs(present) and _only_signs(element)):
-            return self.accept({group: element})
-        tensors = dict.fromkeys(term.binding.tensor for term in self.terms[group])
-        rise = evidence.value(element) - evidence.value(present)
-        if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
+        units = changed(present, element)
+        if not len(units):
             return False
-        for name in tensors:
-            self.values.pop(name, None)  # computed again when it is asked for
+        if not self._signed or any(term.relative for term in self.terms[group]):
+            return self.accept({group: element})
+        rise = evidence.value(element, units) - evidence.value(present, units)
+        squares_a, squares_b = self.squares(group)
+        one, two = squares_a.sqrt(), squares_b.sqrt()
+        reach = torch.dot(one[units], two[element.perm[units]] + two[present.perm[units]])
+        if abs(rise) <= self.error(group) * float(reach):
+            if self.loose[group]:
+                return self.accept({group: element})
+            sides = self.kept[group].items()
+            rise = sum(s.rise(_sided(present, odd), _sided(element, odd), units) for odd, s in sides)
+        if rise <= 1e-12 * float(torch.dot(one, two)):
+            return False
         self.total += rise
-        self.versions[group] += 1
-        self.elements, self.identity = {**self.elements, group: element}, False
+        self.elements = {**self.elements, group: element}
         return True
 
-    def _present_value(self, tensor: str) -> float:
-        if tensor not in self.values:
-            self.values[tensor] = self.value(tensor, self.elements)
-        return self.values[tensor]
+    def error(self, group: str) -> float:
+        """A bound on the error of a similarity of two units, as a fraction of the product of their norms."""
+        loose = [rounding(precision(self.a[t.binding.tensor]), self._features(t)) for t in self.loose[group]]
+        return sum(loose) + sum(slices.error for slices in self.kept.get(group, {}).values())
+
+    def depends(self, group: str) -> set[str]:
+        """The groups whose elements change the similarity of this one's units."""
+        return {name for term in self.terms[group] for name in term.depends}
 
     def evidence(self, group: str) -> Evidence | None:
-        """Similarity of the units of a group, the others at their present elements; only stale terms are computed."""
-        odd, even = self._fixed_part(group)
-        for term in self.terms[group]:
-            if term.depends:
-                odd, even = _add(term, self.contribution(term), odd, even)
-        return _evidence(odd, even)
+        """Similarity of the units of a group, the others at their present elements; only what is stale is computed."""
+        return self._evidence(group, self.loose[group])
 
     def partial(self, group: str, family: frozenset[str]) -> Evidence | None:
         """The same without the tensors that `family` moves along a further axis."""
-        odd, even = self._fixed_part(group)
-        for term in self.terms[group]:
-            if term.depends and not term.joint & family:
-                odd, even = _add(term, self.contribution(term), odd, even)
-        return _evidence(odd, even)
+        return self._evidence(group, [term for term in self.loose[group] if not term.joint & family])
 
     def contribution(self, term: Term) -> Tensor:
         """A term's similarity matrix at the present elements, from its cache while nothing it depends on changes."""
-        stamp = tuple(self.versions[name] for name in term.depends)
+        stamp = tuple(self.elements[name] for name in term.depends)
         if term.stamp != stamp or term.cached is None:
             term.cached, term.stamp = self.similarity(term, self.elements), stamp
         return term.cached
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:
-        """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n), float64."""
-        slices = self._slices(term)
-        if slices is not None:
-            return slices.similarity(elements)
+        """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n)."""
         rows_a, rows_b = self._rows(term, elements)
         similarity = rows_a @ rows_b.T
         if not term.relative:
             return similarity
         element = elements[term.binding.group]
         if element.scale is not None and term.binding.side.power:
-            similarity = similarity * element.scale.to(similarity.device)
+            similarity = similarity * element.scale.to(similarity)
         return torch.empty_like(similarity).index_copy_(1, element.perm.to(similarity.device), similarity)
 
     def by_slot(self, term: Term, elements: Elements) -> Tensor:
-        """What each slot contributes when everything is in place, shape (n,)."""
+        """What each slot contributes when everything is in place, shape (n,), float64."""
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
         return (term.binding.unfold(self.a[term.binding.tensor]).double() * term.binding.unfold(moved).double()).sum(1)
 
@@ -165,83 +174,123 @@ class Objective:
         """Mean cosine between the matched weights of the units of a group at the present elements."""
         if not self.terms[group]:
             return None
-        both, squares_a, squares_b = [torch.zeros(self.spec.groups[group].size, dtype=torch.float64) for _ in range(3)]
-        perm = self.elements[group].perm
-        plain = all(element.scale is None for element in self.elements.values())
-        for term in self.terms[group]:
-            slices = self._slices(term)
-            if plain and slices is not None:
-                if self.identity:
-                    both += slices.products
-                else:
-                    both += self.contribution(term).cpu().gather(1, perm.unsqueeze(1)).squeeze(1)
-                squares_a += slices.squares_a
-                squares_b += slices.squares_b[perm]
-                continue
-            name = term.binding.tensor
-            moved = act(self.b[name], self.on[name], self.elements)
-            rows_a, rows_b = term.binding.unfold(self.a[name]).double(), term.binding.unfold(moved).double()
-            both += (rows_a * rows_b).sum(1).cpu()
-            squares_a += rows_a.square().sum(1).cpu()
-            squares_b += rows_b.square().sum(1).cpu()
+        element = self.elements[group]
+        squares_a, squares_b = self.squares(group)
+        both = torch.zeros(len(squares_a), dtype=torch.float64)
+        if all(e.is_identity for e in self.elements.values()):
+            for slices in self.kept.get(group, {}).values():
+                both += slices.aligned()
+            for term in self.loose[group]:
+                both += self.by_slot(term, self.elements).cpu()
+        elif self._signed and not any(term.relative for term in self.terms[group]):
+            evidence = self.evidence(group)
+            assert evidence is not None
+            both = evidence.by_slot(element)
+            squares_b = squares_b[element.perm]
+        else:
+            return self._moved_cosine(group)
         norms = (squares_a * squares_b).sqrt()
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
 
-    def _slices(self, term: Term) -> Slices | None:
-        """The term's slices where they stay what they are while its group moves, and are small enough to keep."""
-        name = term.binding.tensor
-        if term.slices is None and not term.relative and self.a[name].numel() <= KEPT:
-            term.slices = Slices(term.binding, self.on[name], self.a[name], self.b[name])
-        return term.slices
+    def squares(self, group: str) -> tuple[Tensor, Tensor]:
+        """Sums of squares of the units of A and of B, in their own order, shapes (n,), float64."""
+        if group not in self._squares:
+            pairs = [slices.squares() for slices in self.kept.get(group, {}).values()]
+            for term in self.loose[group]:
+                rows = [term.binding.unfold(state[term.binding.tensor]) for state in (self.a, self.b)]
+                pairs.append(tuple(torch.linalg.vector_norm(r, dim=1, dtype=torch.float64).cpu() ** 2 for r in rows))
+            one, two = (torch.stack(side).sum(0) for side in zip(*pairs, strict=True))
+            self._squares[group] = one, two
+        return self._squares[group]
+
+    def _moved_cosine(self, group: str) -> float:
+        """The same from the moved tensors themselves, whatever the elements are."""
+        sums = torch.zeros(3, self.spec.groups[group].size, dtype=torch.float64)
+        for term in self.terms[group]:
+            name = term.binding.tensor
+            moved = act(self.b[name], self.on[name], self.elements)
+            one, two = (term.binding.unfold(t).double() for t in (self.a[name], moved))
+            sums += torch.stack([(one * two).sum(1), one.square().sum(1), two.square().sum(1)]).cpu()
+        norms = (sums[1] * sums[2]).sqrt()
+        return float(torch.where(norms > 0, sums[0] / norms.clamp_min(1e-300), 0.0).mean()) if sums.shape[1] else 0.0
+
+    def _evidence(self, group: str, terms: list[Term]) -> Evidence | None:
+        sums: dict[bool, Tensor] = {}
+        for odd, slices in self.kept.get(group, {}).items():
+            sums[odd] = slices.similarity(self.elements).cpu()
+        for term in terms:
+            odd, matrix = bool(term.binding.side.power), self.contribution(term).cpu()
+            sums[odd] = sums[odd] + matrix if odd in sums else matrix
+        if not sums:
+            return None
+        return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
+
+    def _value(self, tensor: str, elements: Elements) -> float:
+        stamp = self._stamp(tensor)
+        if self._values.get(tensor, ((), 0.0))[0] != stamp:
+            self._values[tensor] = stamp, self.value(tensor, elements)
+        return self._values[tensor][1]
+
+    def _stamp(self, tensor: str) -> tuple[ScaledPermutation, ...]:
+        return tuple(self.elements[binding.group] for binding in self.on[tensor])
+
+    def _features(self, term: Term) -> int:
+        shape = self.a[term.binding.tensor].shape
+        return shape.numel() // max(1, shape[term.binding.axis]) * term.binding.positions.shape[1]
 
     def _rows(self, term: Term, elements: Elements) -> tuple[Tensor, Tensor]:
-        binding = term.binding
+        binding, a = term.binding, self.a[term.binding.tensor]
         if not term.relative:
             elements = {name: e for name, e in elements.items() if name != binding.group}
         moved = act(self.b[binding.tensor], self.on[binding.tensor], elements)
-        return binding.unfold(self.a[binding.tensor]).double(), binding.unfold(moved).double()
+        dtype = precision(a, moved)
+        return binding.unfold(a).to(dtype), binding.unfold(moved).to(dtype)
 
     def _term(self, binding: AxisBinding) -> Term:
         place = (binding.axis, binding.blocks)
-        elsewhere = {b.group for b in self.on[binding.tensor] if (b.axis, b.blocks) != place}
+        others = [b for b in self.on[binding.tensor] if (b.axis, b.blocks) != place]
+        elsewhere = {b.group for b in others}
         relative = binding.group in elsewhere or any(b.blocks > 1 for b in self.on[binding.tensor])
         depends = elsewhere | ({binding.group} if relative else set())
-        return Term(binding, tuple(sorted(depends)), relative, frozenset(elsewhere))
+        kept = not relative and len({b.axis for b in others}) < 2 and not elsewhere & self._tree[binding.group]
+        kept = kept and self.a[binding.tensor].numel() <= KEPT
+        return Term(binding, tuple(sorted(depends)), relative, frozenset(elsewhere), kept)
 
-    def _fixed_part(self, group: str) -> tuple[Tensor | None, Tensor | None]:
-        if group not in self._fixed:
-            odd = even = None
-            for term in self.terms[group]:
-                if not term.depends:
-                    odd, even = _add(term, self.contribution(term), odd, even)
-            self._fixed[group] = (odd, even)
-        return self._fixed[group]
+    def _lay_out(self) -> tuple[dict[str, dict[bool, Slices]], list[str]]:
+        """The kept terms of each group by whether they change sign with a unit, and the tensors that none counts."""
+        parts: dict[tuple[str, bool], list[Part]] = {}
+        counted: set[str] = set()
+        for term in self._kept_terms():
+            binding = term.binding
+            others = tuple(b for b in self.on[binding.tensor] if b.axis != binding.axis)
+            whole = binding.positions.numel() == self.a[binding.tensor].shape[binding.axis]
+            part = Part(binding, others, whole and binding.tensor not in counted)
+            counted |= {binding.tensor} if whole else set()
+            parts.setdefault((binding.group, bool(binding.side.power)), []).append(part)
+        kept: dict[str, dict[bool, Slices]] = {}
+        for (group, odd), own in parts.items():
+            kept.setdefault(group, {})[odd] = Slices(self.spec.groups[group].size, own, self.a, self.b)
+        return kept, [name for name in self.on if name not in counted]
+
+    def _kept_terms(self) -> Iterator[Term]:
+        return (term for terms in self.terms.values() for term in terms if term.kept)
 
 
-def _add(term: Term, matrix: Tensor, odd: Tensor | None, even: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    matrix = matrix.cpu()
-    if term.binding.side.power:
-        return (matrix if odd is None else odd + matrix), even
-    return odd, (matrix if even is None else even + matrix)
+def _trees(spec: SymmetrySpec) -> dict[str, set[str]]:
+    """For each group all that hang together with it by lying within each other's units, itself included."""
+    roots = {}
+    for group in spec.outer_first():
+        structure = group.structure
+        roots[group.name] = roots[structure.outer] if isinstance(structure, Wreath) else group.name
+    members: dict[str, set[str]] = {}
+    for name, root in roots.items():
+        members.setdefault(root, set()).add(name)
+    return {name: members[root] for name, root in roots.items()}
 
 
-def _evidence(odd: Tensor | None, even: Tensor | None) -> Evidence | None:
-    if odd is None:
-        return None if even is None else Evidence(torch.zeros_like(even), even)
-    return Evidence(odd, even)
+def _sided(element: ScaledPermutation, odd: bool) -> ScaledPermutation:
+    return element if odd or element.scale is None else ScaledPermutation(element.perm)
 
 
 def _only_signs(element: ScaledPermutation) -> bool:
     return element.scale is None or bool((element.scale.abs() == 1).all())
-
-
-def _same(first: ScaledPermutation, second: ScaledPermutation) -> bool:
-    if first is second:
-        return True
-    if not torch.equal(first.perm, second.perm):
-        return False
-    if first.scale is None and second.scale is None:
-        return True
-    ones = torch.ones(first.size, dtype=torch.float64)
-    one, two = (ones if e.scale is None else e.scale for e in (first, second))
-    return torch.equal(one, two)

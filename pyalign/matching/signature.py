@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups
-from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
+from pyalign.matching.objective import Objective
+from pyalign.symmetry import AxisBinding, ScaledPermutation, SymmetrySpec
 
 __all__ = ["signature_start"]
 
 
-def signature_start(
-    spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], backend: str = "auto"
-) -> dict[str, ScaledPermutation]:
+def signature_start(objective: Objective, backend: str = "auto") -> dict[str, ScaledPermutation]:
     """Match units by signatures that do not depend on the order of any other group's units.
 
     The signature of a unit is its slice of every tensor, sorted along the axes that other groups permute. For a
@@ -24,31 +21,27 @@ def signature_start(
     the identity can end in a local optimum; for independently trained networks it is a start like another.
 
     Args:
-        spec: The symmetry.
-        state_a: Weights of model A by name.
-        state_b: Weights of model B by name.
+        objective: The tensors of both models and the symmetry.
         backend: Implementation of `pyalign.engine.linear_assignment`.
 
     Returns:
         An element for every group.
     """
     evidence: dict[str, Evidence] = {}
-    for group in spec.groups:
-        similarity = None
-        for binding in spec.of(group):
-            if binding.role is not Role.MATCHED:
-                continue
-            one = _signature(spec, binding, state_a[binding.tensor])
-            two = _signature(spec, binding, state_b[binding.tensor])
-            similarity = one @ two.T if similarity is None else similarity + one @ two.T
-        if similarity is not None:
-            evidence[group] = Evidence(similarity.cpu())
+    for group, terms in objective.terms.items():
+        pairs = [
+            [_signature(objective.spec, term.binding, state[term.binding.tensor]) for state in (objective.a, objective.b)]
+            for term in terms
+        ]
+        if pairs:
+            one, two = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
+            evidence[group] = Evidence((one @ two.T).cpu())
     # signs do not show in sorted absolute weights; the descent that follows finds them
-    return assign_groups(spec.outer_first(), evidence, signs=False, backend=backend).elements
+    return assign_groups(objective.spec.outer_first(), evidence, signs=False, backend=backend).elements
 
 
 def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tensor:
-    """Slices of the units, sorted along all axes that any group moves, shape (units, features), float64."""
+    """Slices of the units, sorted along all axes that any group moves, shape (units, features), float32 or float64."""
     bindings = spec.on(binding.tensor)
     moved = {b.axis for b in bindings}
     tensor = tensor.detach()
@@ -69,7 +62,7 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
     tensor = tensor.permute(0, *keep, *sort)
     if sort:
         tensor = _sorted(tensor.flatten(1 + len(keep)))
-    return tensor.reshape(len(binding.positions), -1).double()
+    return tensor.reshape(len(binding.positions), -1)
 
 
 def _sorted(tensor: Tensor) -> Tensor:

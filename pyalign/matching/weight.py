@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +68,7 @@ class WeightMatching:
         identity = spec.identity().transforms
         objective = Objective(spec, state_a, state_b, identity)
         before = {name: objective.cosine(name) for name in spec.groups}
-        first = self._first(objective, state_a, state_b)
+        first = self._first(objective)
         generator = torch.Generator().manual_seed(problem.seed)
         best: _Descent | None = None
         hidden = None if problem.progress is None else not problem.progress
@@ -96,9 +95,7 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
-    def _first(
-        self, objective: Objective, state_a: Mapping[str, torch.Tensor], state_b: Mapping[str, torch.Tensor]
-    ) -> Elements:
+    def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
             if self.start.spec.fingerprint != spec.fingerprint:
@@ -108,7 +105,7 @@ class WeightMatching:
                     expected=spec.fingerprint,
                 )
             return self.start.transforms
-        sorted_weights = signature_start(spec, state_a, state_b, self.backend)
+        sorted_weights = signature_start(objective, self.backend)
         at_identity = objective.total
         objective.restart(sorted_weights)
         return sorted_weights if objective.total > at_identity else identity
@@ -125,7 +122,8 @@ class _Descent:
         self.converged = False
         self.elements: Elements = dict(objective.elements)
         self._starts: dict[str, Assignment] = {}
-        self._tried: dict[str, tuple[int, ...]] = {}
+        self._tried: dict[str, tuple[ScaledPermutation, ...]] = {}
+        self._depends = {name: self._neighbours(name) for name in objective.spec.groups}
 
     def run(self, sweeps: int, generator: torch.Generator, bar: tqdm[Any]) -> None:
         """Sweep until a whole sweep changes nothing, or `sweeps` times."""
@@ -138,10 +136,11 @@ class _Descent:
                 self.converged = True
                 break
         self.elements = dict(self.objective.elements)
+        self.trace = _ending(self.trace, self.objective.exact())
 
     def step(self, group: Group) -> bool:
         """Improve one group, with everything within its units; say whether that helped."""
-        stamp = tuple(self.objective.versions.values())
+        stamp = self._stamp(group.name)
         if self._tried.get(group.name) == stamp:
             return False
         improved = False
@@ -151,8 +150,21 @@ class _Descent:
             improved = self._note(self.objective.accept(proposal))
         elif group.kind is not Kind.IDENTITY:
             improved = self._single(group)
-        self._tried[group.name] = tuple(self.objective.versions.values())
+        # An answer depends on the group's own element only where that is among its neighbours.
+        self._tried[group.name] = self._stamp(group.name)
         return improved
+
+    def _stamp(self, group: str) -> tuple[ScaledPermutation, ...]:
+        return tuple(self.objective.elements[name] for name in self._depends[group])
+
+    def _neighbours(self, group: str) -> list[str]:
+        """The groups on whose elements the best element of this one, with all within its units, depends."""
+        structure = self.objective.spec.groups[group].structure
+        found = {structure.outer} if isinstance(structure, Wreath) else set()
+        within = self.families.within(group)
+        for name in (group, *(g.name for g in within)):
+            found |= self.objective.depends(name) | ({name} if within else set())
+        return sorted(found)
 
     def _single(self, group: Group) -> bool:
         evidence = self.objective.evidence(group.name)
@@ -174,6 +186,13 @@ class _Descent:
         if accepted:
             self.trace.append(self.objective.total)
         return accepted
+
+
+def _ending(trace: list[float], exact: float) -> list[float]:
+    """The trace with its rises, known up to the rounding of the similarities, scaled to end at the exact objective."""
+    rise = trace[-1] - trace[0]
+    factor = (exact - trace[0]) / rise if rise > 0 else 1.0
+    return [*(trace[0] + factor * (value - trace[0]) for value in trace[:-1]), exact] if len(trace) > 1 else trace
 
 
 def _notes(spec: SymmetrySpec, objective: Objective, converged: bool, sweeps: int) -> list[str]:
