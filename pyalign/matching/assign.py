@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign.engine import Assignment, linear_assignment
@@ -35,7 +37,7 @@ class Evidence:
         odd = self.similarity.abs() if signs else self.similarity
         return odd if self.even is None else odd + self.even
 
-    def value(self, element: ScaledPermutation, units: Tensor) -> float:
+    def value(self, element: ScaledPermutation, units: NDArray[Any]) -> float:
         """What these slots contribute to the objective when B's units are moved by an element without scales."""
         perm, scale = element.perm[units], None if element.scale is None else element.scale[units]
         odd = self.similarity[units, perm].double()

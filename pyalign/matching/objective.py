@@ -69,11 +69,15 @@ class Objective:
         self.kept, self._elsewhere = self._lay_out()
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
+        self.elements: dict[str, ScaledPermutation] = {}
         self.restart(elements)
 
     def restart(self, elements: Elements) -> None:
         """Begin anew at other elements."""
-        self.elements: dict[str, ScaledPermutation] = dict(elements)
+        if self.elements and all(elements[name] is element for name, element in self.elements.items()):
+            return
+        self.elements = dict(elements)
+        self._identity = all(element.is_identity for element in elements.values())
         self._signed = all(_only_signs(element) for element in elements.values())
         self.total = self.exact()
 
@@ -103,7 +107,7 @@ class Objective:
         if rise <= 1e-12 * norms:
             return False
         self.total += rise
-        self.elements = trial
+        self.elements, self._identity = trial, False
         self._values.update({name: (self._stamp(name), value) for name, value in values.items()})
         return True
 
@@ -118,7 +122,7 @@ class Objective:
         rise = evidence.value(element, units) - evidence.value(present, units)
         squares_a, squares_b = self.squares(group)
         one, two = squares_a.sqrt(), squares_b.sqrt()
-        reach = torch.dot(one[units], two[element.perm[units]] + two[present.perm[units]])
+        reach = (one[units] * (two[element.perm[units]] + two[present.perm[units]])).sum()
         if abs(rise) <= self.error(group) * float(reach):
             if self.loose[group]:
                 return self.accept({group: element})
@@ -127,7 +131,7 @@ class Objective:
         if rise <= 1e-12 * float(torch.dot(one, two)):
             return False
         self.total += rise
-        self.elements = {**self.elements, group: element}
+        self.elements, self._identity = {**self.elements, group: element}, False
         return True
 
     def error(self, group: str) -> float:
@@ -177,7 +181,7 @@ class Objective:
         element = self.elements[group]
         squares_a, squares_b = self.squares(group)
         both = torch.zeros(len(squares_a), dtype=torch.float64)
-        if all(e.is_identity for e in self.elements.values()):
+        if self._identity:
             for slices in self.kept.get(group, {}).values():
                 both += slices.aligned()
             for term in self.loose[group]:
@@ -260,7 +264,9 @@ class Objective:
         """The kept terms of each group by whether they change sign with a unit, and the tensors that none counts."""
         parts: dict[tuple[str, bool], list[Part]] = {}
         counted: set[str] = set()
-        for term in self._kept_terms():
+        # Counting each tensor with the group that has most entries makes few and large pieces.
+        sizes = {g: sum(self.a[t.binding.tensor].numel() for t in terms) for g, terms in self.terms.items()}
+        for term in sorted(self._kept_terms(), key=lambda t: -sizes[t.binding.group]):
             binding = term.binding
             others = tuple(b for b in self.on[binding.tensor] if b.axis != binding.axis)
             whole = binding.positions.numel() == self.a[binding.tensor].shape[binding.axis]

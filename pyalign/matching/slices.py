@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign.symmetry import AxisBinding, ScaledPermutation
 
 __all__ = ["Part", "Slices", "changed", "precision", "rounding"]
 
-CHUNK = 1 << 16  # entries that are multiplied in float64 at once: what stays in the cache
+CHUNK = 1 << 18  # entries that are multiplied in float64 at once
 
 Elements = Mapping[str, ScaledPermutation]
+Array = NDArray[Any]
 
 
 def precision(*tensors: Tensor) -> torch.dtype:
@@ -25,6 +29,15 @@ def precision(*tensors: Tensor) -> torch.dtype:
 def rounding(dtype: torch.dtype, terms: int) -> float:
     r"""The bound \(\gamma\) of an inner product of so many terms: its error is at most \(\gamma \|a\| \|b\|\)."""
     return (terms + 2) * torch.finfo(dtype).eps / 2
+
+
+def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
+    """The slots where two elements differ, ascending."""
+    differ = before.perm.numpy() != after.perm.numpy()
+    if before.scale is not None or after.scale is not None:
+        one, two = (1.0 if e.scale is None else e.scale.numpy() for e in (before, after))
+        differ |= one != two
+    return np.flatnonzero(differ)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +54,10 @@ class Part:
     others: tuple[AxisBinding, ...]
     counted: bool
 
+    def features(self, shape: torch.Size) -> int:
+        """How many entries of a tensor of this shape belong to one unit."""
+        return shape.numel() // max(1, shape[self.binding.axis]) * self.binding.positions.shape[1]
+
 
 class Slices:
     """The features of one group's units, rows of a matrix per model, while other groups reorder and sign them.
@@ -56,193 +73,180 @@ class Slices:
     """
 
     def __init__(self, size: int, parts: Sequence[Part], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-        fixed, moved = [p for p in parts if not p.others], [p for p in parts if p.others]
-        order = [sorted(part, key=lambda p: not p.counted) for part in (fixed, moved)]
-        tensors = [state[p.binding.tensor] for p in parts for state in (a, b)]
-        dtype, device = precision(*tensors), tensors[0].device
-        self._fixed = _Rows(size, order[0], a, b, dtype, device)
-        self._moved = _Rows(size, order[1], a, b, dtype, device)
-        self._links = _links(order[1], a)
-        self._index = torch.arange(len(self._moved.a), device=device)
-        self._scale: Tensor | None = None
-        self._last: dict[str, ScaledPermutation | None] = dict.fromkeys(self._links)
+        parts = sorted(parts, key=lambda p: bool(p.others))
+        lengths = [p.features(a[p.binding.tensor].shape) for p in parts]
+        self._fixed = sum(length for length, p in zip(lengths, parts, strict=True) if not p.others)
+        self._counted = _ranges(parts, lengths)
+        dtype = precision(*(state[p.binding.tensor] for p in parts for state in (a, b)))
+        self._a, self._b = (_laid_out(size, parts, lengths, state, dtype) for state in (a, b))
+        self._links = _links(parts, lengths, a)
+        self._index = np.arange(len(self._a))
+        self._scale: Array | None = None
+        self._last = {group: ScaledPermutation.identity(len(rows[0][1])) for group, rows in self._links.items()}
         self._constant: Tensor | None = None
         self._similarity: Tensor | None = None
         self.error = 0.0
 
-    @property
-    def groups(self) -> Collection[str]:
-        """The groups that the similarity depends on."""
-        return self._links.keys()
-
     def squares(self) -> tuple[Tensor, Tensor]:
         """Sums of squares of each unit in A and in B, shapes (n,), float64."""
-        one, two = ([torch.linalg.vector_norm(m, dim=0) for m in side] for side in (self._sides_a(), self._sides_b()))
-        return sum(n.double().square().cpu() for n in one), sum(n.double().square().cpu() for n in two)  # type: ignore[return-value]
+        one, two = (torch.linalg.vector_norm(side, dim=0).double().square().cpu() for side in (self._a, self._b))
+        return one, two
 
     def aligned(self) -> Tensor:
         """Inner product of each unit of A with that of B in the same place, nothing moved, shape (n,), float64."""
-        pairs = zip(self._sides_a(), self._sides_b(), strict=True)
-        return sum((torch.einsum("fn,fn->n", one, two).double().cpu() for one, two in pairs))  # type: ignore[return-value]
+        return (self._a * self._b).sum(0).double().cpu()
 
     def constant(self) -> Tensor:
         """The similarity by what no other group moves, shape (n, n)."""
         if self._constant is None:
-            self._constant = self._fixed.a.T @ self._fixed.b
+            self._constant = self._a[: self._fixed].T @ self._b[: self._fixed]
         return self._constant
 
     def similarity(self, elements: Elements) -> Tensor:
         """Units of A by units of B, shape (n, n), the other groups at these elements; valid until the next call."""
-        places, before, factor = self._follow(elements)
-        if self._similarity is None or 3 * len(places) >= 2 * len(self._index):
-            rows = self._moved.b.index_select(0, self._index)
-            rows = rows if self._scale is None else rows.mul_(self._scale.unsqueeze(1))
-            self._similarity = torch.addmm(self.constant(), self._moved.a.T, rows)
-            self.error = rounding(rows.dtype, len(self._fixed.a) + len(rows))
+        places, before, factors = self._follow(elements)
+        moved = len(self._index) - self._fixed
+        if self._similarity is None or 3 * len(places) >= 2 * moved:
+            rows = self._taken(slice(self._fixed, None))
+            self._similarity = torch.addmm(self.constant(), self._a[self._fixed :].T, rows)
+            self.error = rounding(rows.dtype, len(self._index))
         elif len(places):
-            now, old = self._moved.b.index_select(0, self._index[places]), self._moved.b.index_select(0, before)
-            if self._scale is not None:
-                now, old = now * self._scale[places].unsqueeze(1), old * factor.unsqueeze(1)
-            self._similarity.addmm_(self._moved.a.index_select(0, places).T, now.sub_(old))
-            self.error += 2 * rounding(now.dtype, len(places))
+            old = self._b.index_select(0, self._device(before))
+            old = old if factors is None else old.mul_(self._device(factors).unsqueeze(1))
+            change = self._taken(places).sub_(old)
+            self._similarity.addmm_(self._a.index_select(0, self._device(places)).T, change)
+            self.error += 2 * rounding(change.dtype, len(places))
         return self._similarity
 
-    def rise(self, before: ScaledPermutation, after: ScaledPermutation, units: Tensor) -> float:
+    def follow(self, elements: Elements) -> None:
+        """Take over the other groups' elements; the similarity is begun anew when it is asked for."""
+        if len(self._follow(elements)[0]):
+            self._similarity = None
+
+    def rise(self, before: ScaledPermutation, after: ScaledPermutation, units: Array) -> float:
         """What moving the group itself adds to the objective, in float64: only these units have changed."""
-        total = 0.0
+        slots, total = torch.from_numpy(units), 0.0
+        one = self._a.index_select(1, self._device(units))
         for element, sign in ((after, 1.0), (before, -1.0)):
-            columns, factor = element.perm[units], None if element.scale is None else element.scale[units]
-            for one, two in self._pairs(units, columns, counted=False):
-                total += sign * _inner(one, two, factor)
+            two = self._b.index_select(1, element.perm[slots].to(self._b.device))
+            two = self._scaled(two.index_select(0, self._device(self._index)), slice(None))
+            total += sign * _inner(one, two, None if element.scale is None else element.scale[slots])
         return total
 
     def counted(self, element: ScaledPermutation) -> float:
         """The objective's part of the counted tensors, in float64, the other groups as last followed."""
-        units = torch.arange(element.size)
-        return sum(_inner(one, two, element.scale) for one, two in self._pairs(units, element.perm, counted=True))
+        perm, total = element.perm.to(self._b.device), 0.0
+        for chosen in self._counted:
+            total += _inner(self._a[chosen], self._taken(chosen).index_select(1, perm), element.scale)
+        return total
 
-    def follow(self, elements: Elements) -> None:
-        """Take over the other groups' elements without computing the similarity, which is begun anew when needed."""
-        if len(self._follow(elements)[0]):
-            self._similarity = None
+    def _taken(self, places: Array | slice) -> Tensor:
+        """The rows of B that have come to these places, with their factors."""
+        return self._scaled(self._b.index_select(0, self._device(self._index[places])), places)
 
-    def _sides_a(self) -> tuple[Tensor, Tensor]:
-        return self._fixed.a, self._moved.a
+    def _scaled(self, rows: Tensor, places: Array | slice) -> Tensor:
+        return rows if self._scale is None else rows.mul_(self._device(self._scale[places]).unsqueeze(1))
 
-    def _sides_b(self) -> tuple[Tensor, Tensor]:
-        return self._fixed.b, self._moved.b
+    def _device(self, array: Array) -> Tensor:
+        return torch.from_numpy(array).to(self._b.device)
 
-    def _pairs(self, units: Tensor, columns: Tensor, counted: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows of A and of the moved B, of some units and those that come to them, a few rows at a time."""
-        for rows, moves in ((self._fixed, False), (self._moved, True)):
-            stop = rows.counted if counted else len(rows.a)
-            step = max(1, CHUNK // max(1, len(units)))
-            for at in range(0, stop, step):
-                chosen = slice(at, min(at + step, stop))
-                two = rows.b.index_select(0, self._index[chosen]) if moves else rows.b[chosen]
-                if moves and self._scale is not None:
-                    two = two * self._scale[chosen].unsqueeze(1)
-                yield rows.a[chosen].index_select(1, units.to(two.device)), two.index_select(1, columns.to(two.device))
-
-    def _follow(self, elements: Elements) -> tuple[Tensor, Tensor, Tensor]:
-        """Bring index and factors to these elements; which rows have changed, and their index and factor before."""
-        places, rows, factors = [], [], []
+    def _follow(self, elements: Elements) -> tuple[Array, Array, Array | None]:
+        """Bring index and factors to these elements; which places have changed, and their index and factors before."""
+        places: list[Array] = []
+        rows: list[Array] = []
+        factors: list[Array] = []
         for group, links in self._links.items():
             element, last = elements[group], self._last[group]
             if element is last:
                 continue
             self._last[group] = element
+            if self._scale is None and element.scale is not None:
+                self._scale = np.ones(len(self._index), np.float64 if self._a.dtype == torch.float64 else np.float32)
             units = changed(last, element)
+            came = element.perm.numpy()[units]
             for power, own in links:
-                places.append(own[units].reshape(-1))
-                rows.append(own[element.perm[units]].reshape(-1))
-                factors.append(_factors(element, units, power, own.shape[1]))
-        at = torch.cat(places).to(self._index.device) if places else self._index[:0]
-        before = self._index[at]
-        old = before if self._scale is None else self._scale[at]
-        if places:
-            self._index[at] = torch.cat(rows).to(self._index.device)
-        if self._scale is not None or any(f is not None for f in factors):
-            if self._scale is None:
-                self._scale = torch.ones(len(self._index), dtype=self._moved.a.dtype, device=self._index.device)
-                old = self._scale[at]
-            ones = [torch.ones(len(p)) if f is None else f for f, p in zip(factors, places, strict=True)]
-            if ones:
-                self._scale[at] = torch.cat(ones).to(self._scale)
+                places.append(own[units].ravel())
+                rows.append(own[came].ravel())
+                if self._scale is not None:
+                    factors.append(_factors(element, units, power, own.shape[1]))
+        if not places:
+            return self._index[:0], self._index[:0], None
+        at = np.concatenate(places)
+        before, old = self._index[at], None if self._scale is None else self._scale[at]
+        self._index[at] = np.concatenate(rows)
+        if self._scale is not None:
+            # a group followed before the first factor came has none
+            self._scale[at] = np.concatenate([np.ones(len(at) - sum(map(len, factors))), *factors])
         return at, before, old
 
 
-class _Rows:
-    """Features by units of both models, those of counted tensors first."""
-
-    def __init__(
-        self,
-        size: int,
-        parts: Sequence[Part],
-        a: Mapping[str, Tensor],
-        b: Mapping[str, Tensor],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        lengths = [a[p.binding.tensor].numel() // a[p.binding.tensor].shape[p.binding.axis] for p in parts]
-        lengths = [f * p.binding.positions.shape[1] for f, p in zip(lengths, parts, strict=True)]
-        self.counted = sum(f for f, p in zip(lengths, parts, strict=True) if p.counted)
-        self.a, self.b = (torch.empty(sum(lengths), size, dtype=dtype, device=device) for _ in "ab")
-        for state, out in ((a, self.a), (b, self.b)):
-            for part, rows in zip(parts, out.split(lengths), strict=True):
-                _lay_out(part.binding, state[part.binding.tensor], rows)
+def _laid_out(
+    size: int, parts: Sequence[Part], lengths: Sequence[int], state: Mapping[str, Tensor], dtype: torch.dtype
+) -> Tensor:
+    """Features of all parts by units, shape (features, size)."""
+    out = torch.empty(sum(lengths), size, dtype=dtype, device=state[parts[0].binding.tensor].device)
+    for part, rows in zip(parts, out.split(list(lengths)), strict=True):
+        binding, tensor = part.binding, state[part.binding.tensor]
+        here = binding.positions
+        if here.shape[1] == 1 and torch.equal(here[:, 0], torch.arange(tensor.shape[binding.axis])):
+            last = tensor.movedim(binding.axis, -1)
+            rows.view(last.shape).copy_(last)
+        else:
+            rows.copy_(binding.unfold(tensor).T)
+    return out
 
 
-def _lay_out(binding: AxisBinding, tensor: Tensor, rows: Tensor) -> None:
-    here = binding.positions
-    if here.shape[1] == 1 and torch.equal(here[:, 0], torch.arange(tensor.shape[binding.axis])):
-        last = tensor.movedim(binding.axis, -1)
-        rows.view(last.shape).copy_(last)
-    else:
-        rows.copy_(binding.unfold(tensor).T)
-
-
-def _links(parts: Sequence[Part], state: Mapping[str, Tensor]) -> dict[str, list[tuple[int, Tensor]]]:
+def _links(
+    parts: Sequence[Part], lengths: Sequence[int], state: Mapping[str, Tensor]
+) -> dict[str, list[tuple[int, Array]]]:
     """For each other group and power of its factors, the rows that each of its units owns, shape (units, rows)."""
-    found: dict[tuple[str, int], list[Tensor]] = {}
+    found: dict[str, dict[int, list[Array]]] = {}
     at = 0
-    for part in parts:
+    for part, length in zip(parts, lengths, strict=True):
         axis, runs = part.binding.axis, part.binding.positions.shape[1]
-        shape = list(state[part.binding.tensor].shape)
-        shape[axis] = runs
-        length = torch.Size(shape).numel()
-        # `unfold` puts the runs of the units first and leaves the other axes in their order
-        rows = torch.arange(at, at + length).reshape(runs, *shape[:axis], *shape[axis + 1 :]).movedim(0, axis)
+        shape = state[part.binding.tensor].shape
+        if part.others:
+            # `unfold` puts the runs of the units first and leaves the other axes in their order
+            rows = np.arange(at, at + length).reshape(runs, *shape[:axis], *shape[axis + 1 :])
+            rows = np.moveaxis(rows, 0, axis)
         for other in part.others:
-            units = rows.index_select(other.axis, other.positions.reshape(-1)).movedim(other.axis, 0)
-            owned = units.reshape(other.positions.shape[0], -1)
-            found.setdefault((other.group, other.side.power), []).append(owned)
+            own = np.moveaxis(rows.take(other.positions.numpy().ravel(), other.axis), other.axis, 0)
+            own = own.reshape(len(other.positions), -1)
+            found.setdefault(other.group, {}).setdefault(other.side.power, []).append(own)
         at += length
-    links: dict[str, list[tuple[int, Tensor]]] = {}
-    for (group, power), owned_rows in found.items():
-        links.setdefault(group, []).append((power, torch.cat(owned_rows, 1)))
-    return links
+    return {
+        group: [(power, np.ascontiguousarray(np.concatenate(own, 1))) for power, own in powers.items()]
+        for group, powers in found.items()
+    }
 
 
-def changed(before: ScaledPermutation | None, after: ScaledPermutation) -> Tensor:
-    """The slots where two elements differ (all for None), ascending."""
-    if before is None:
-        before = ScaledPermutation.identity(after.size)
-    differ = before.perm != after.perm
-    if before.scale is not None or after.scale is not None:
-        ones = torch.ones(after.size, dtype=torch.float64)
-        one, two = (ones if e.scale is None else e.scale for e in (before, after))
-        differ |= one != two
-    return differ.nonzero().squeeze(1)
+def _ranges(parts: Sequence[Part], lengths: Sequence[int]) -> list[slice]:
+    """The rows of counted tensors, in pieces that are multiplied at once."""
+    ranges: list[slice] = []
+    at = 0
+    for part, length in zip(parts, lengths, strict=True):
+        if part.counted:
+            if ranges and ranges[-1].stop == at:
+                ranges[-1] = slice(ranges[-1].start, at + length)
+            else:
+                ranges.append(slice(at, at + length))
+        at += length
+    return ranges
 
 
-def _factors(element: ScaledPermutation, units: Tensor, power: int, rows: int) -> Tensor | None:
+def _factors(element: ScaledPermutation, units: Array, power: int, rows: int) -> Array:
     if element.scale is None or power == 0:
-        return None
-    return (element.scale[units] ** power).repeat_interleave(rows)
+        return np.ones(len(units) * rows)
+    factors: Array = np.repeat(element.scale.numpy()[units] ** power, rows)
+    return factors
 
 
 def _inner(one: Tensor, two: Tensor, factor: Tensor | None) -> float:
-    if factor is None:
-        return float(torch.dot(one.double().reshape(-1), two.double().reshape(-1)))
-    return float(torch.dot((one.double() * two.double()).sum(0).cpu(), factor))
+    """The inner product of two matrices in float64, the columns times factors, few rows at a time."""
+    total, step = 0.0, max(1, CHUNK // max(1, one.shape[1]))
+    for x, y in zip(one.split(step), two.split(step), strict=True):
+        if factor is None:
+            total += float(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
+        else:
+            total += float(torch.dot((x.double() * y.double()).sum(0).cpu(), factor))
+    return total
