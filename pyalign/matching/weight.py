@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyalign.engine import Assignment, linear_assignment
+from pyalign.engine import linear_assignment
 from pyalign.errors import InputError, MismatchError
 from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.families import Families, by_blocks
@@ -121,71 +123,101 @@ class _Descent:
         self.solver = ""
         self.converged = False
         self.elements: Elements = dict(objective.elements)
-        self._starts: dict[str, Assignment] = {}
         self._tried: dict[str, tuple[ScaledPermutation, ...]] = {}
-        self._depends = {name: self._neighbours(name) for name in objective.spec.groups}
+        groups = objective.spec.groups
+        self._within = {name: frozenset((name, *(g.name for g in families.within(name)))) for name in groups}
+        self._depends = {name: self._neighbours(name) for name in groups}
 
     def run(self, sweeps: int, generator: torch.Generator, bar: tqdm[Any]) -> None:
         """Sweep until a whole sweep changes nothing, or `sweeps` times."""
         groups = list(self.objective.spec.groups.values())
         for _ in range(sweeps):
             order = torch.randperm(len(groups), generator=generator).tolist()
-            changed = [self.step(groups[i]) for i in order]
+            steps = len(self.trace)
+            for level in self._levels([groups[i] for i in order]):
+                self._step(level)
             bar.update()
-            if not any(changed):
+            if len(self.trace) == steps:
                 self.converged = True
                 break
         self.elements = dict(self.objective.elements)
         self.trace = _ending(self.trace, self.objective.exact())
 
-    def step(self, group: Group) -> bool:
-        """Improve one group, with everything within its units; say whether that helped."""
-        stamp = self._stamp(group.name)
-        if self._tried.get(group.name) == stamp:
-            return False
-        improved = False
-        if self.families.children.get(group.name):
-            proposal, gap = self.families.joint(self.objective, group)
-            self.gaps[group.name] = gap
-            improved = self._note(self.objective.accept(proposal))
-        elif group.kind is not Kind.IDENTITY:
-            improved = self._single(group)
-        # An answer depends on the group's own element only where that is among its neighbours.
-        self._tried[group.name] = self._stamp(group.name)
-        return improved
+    def _levels(self, order: Sequence[Group]) -> list[list[Group]]:
+        """The groups whose neighbours or own elements have changed, those that may go at once together.
+
+        A group comes after its neighbours that are before it in the order, so the outcome is that of the order.
+        """
+        levels: list[list[Group]] = []
+        level: dict[str, int] = {}
+        for group in order:
+            name = group.name
+            at = 1 + max((k for other, k in level.items() if self._meet(name, other)), default=-1)
+            level[name] = at
+            levels += [[]] * (at == len(levels))
+            levels[at] = [*levels[at], group]
+        return levels
+
+    def _meet(self, one: str, two: str) -> bool:
+        return not self._within[one].isdisjoint(self._depends[two]) or not self._within[two].isdisjoint(
+            self._depends[one]
+        )
+
+    def _step(self, level: Sequence[Group]) -> None:
+        """Improve groups that do not depend on each other, each with everything within its units."""
+        single: list[Group] = []
+        for group in level:
+            stamp = self._stamp(group.name)
+            if self._tried.get(group.name) == stamp:
+                continue
+            self._tried[group.name] = stamp
+            if len(self._within[group.name]) > 1:
+                self._family(group)
+            elif group.kind is not Kind.IDENTITY:
+                single.append(group)
+        self._single(single)
+
+    def _family(self, group: Group) -> None:
+        proposal, self.gaps[group.name] = self.families.joint(self.objective, group)
+        self._note(self.objective.accept(proposal))
+
+    def _single(self, groups: Sequence[Group]) -> None:
+        found = {g.name: self.objective.evidence(g.name) for g in groups}
+        known = [(g, evidence) for g in groups if (evidence := found[g.name]) is not None]
+        gains = [evidence.gain(self.families.free(g)) for g, evidence in known]
+        for (group, evidence), perm in zip(known, self._assign([g for g, _ in known], gains), strict=True):
+            element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, self.families.free(group)))
+            self._note(self.objective.accept_one(group.name, element, evidence))
+
+    def _assign(self, groups: Sequence[Group], gains: Sequence[Tensor]) -> list[Tensor]:
+        """The best permutation of each group; those without blocks are found in one call."""
+        perms: dict[str, Tensor] = {}
+        flat = [(g, gain) for g, gain in zip(groups, gains, strict=True) if not isinstance(g.structure, Wreath)]
+        if flat:
+            answer = linear_assignment([gain for _, gain in flat], maximize=True, backend=self.backend)
+            self.solver = answer.backend
+            for (group, _), perm, gap in zip(flat, answer.perm, answer.gap, strict=True):
+                perms[group.name], self.gaps[group.name] = perm.cpu(), float(gap)
+        for group, gain in zip(groups, gains, strict=True):
+            if group.name not in perms:
+                perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
+                perms[group.name] = perm
+        return [perms[g.name] for g in groups]
 
     def _stamp(self, group: str) -> tuple[ScaledPermutation, ...]:
         return tuple(self.objective.elements[name] for name in self._depends[group])
 
     def _neighbours(self, group: str) -> list[str]:
         """The groups on whose elements the best element of this one, with all within its units, depends."""
-        structure = self.objective.spec.groups[group].structure
+        structure, within = self.objective.spec.groups[group].structure, self._within[group]
         found = {structure.outer} if isinstance(structure, Wreath) else set()
-        within = self.families.within(group)
-        for name in (group, *(g.name for g in within)):
-            found |= self.objective.depends(name) | ({name} if within else set())
+        for name in within:
+            found |= self.objective.depends(name)
         return sorted(found)
 
-    def _single(self, group: Group) -> bool:
-        evidence = self.objective.evidence(group.name)
-        if evidence is None:
-            return False
-        free = self.families.free(group)
-        gain = evidence.gain(free)
-        if isinstance(group.structure, Wreath):
-            perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
-        else:
-            answer = linear_assignment(gain, maximize=True, start=self._starts.get(group.name), backend=self.backend)
-            assert isinstance(answer.perm, torch.Tensor) and isinstance(answer.gap, torch.Tensor)
-            self._starts[group.name], self.solver = answer, answer.backend
-            perm, self.gaps[group.name] = answer.perm.cpu(), float(answer.gap)
-        element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))
-        return self._note(self.objective.accept_one(group.name, element, evidence))
-
-    def _note(self, accepted: bool) -> bool:
+    def _note(self, accepted: bool) -> None:
         if accepted:
             self.trace.append(self.objective.total)
-        return accepted
 
 
 def _ending(trace: list[float], exact: float) -> list[float]:
