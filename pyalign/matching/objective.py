@@ -174,6 +174,13 @@ class Objective:
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
         return (term.binding.unfold(self.a[term.binding.tensor]).double() * term.binding.unfold(moved).double()).sum(1)
 
+    def constant(self, group: str) -> Tensor | None:
+        """The similarity of a group's units by what no other group moves, or None where signs hide it."""
+        sides = self.kept.get(group, {})
+        if set(sides) != {True} or self.spec.groups[group].kind.signs:
+            return None
+        return sides[True].constant()
+
     def cosine(self, group: str) -> float | None:
         """Mean cosine between the matched weights of the units of a group at the present elements."""
         if not self.terms[group]:

@@ -29,13 +29,18 @@ def signature_start(objective: Objective, backend: str = "auto") -> dict[str, Sc
     """
     evidence: dict[str, Evidence] = {}
     for group, terms in objective.terms.items():
+        fixed = objective.constant(group)
+        if fixed is not None:
+            terms = [term for term in terms if term.depends or not term.kept]
         pairs = [
             [_signature(objective.spec, term.binding, state[term.binding.tensor]) for state in (objective.a, objective.b)]
             for term in terms
         ]
-        if pairs:
-            one, two = (torch.cat(side, 1) for side in zip(*pairs, strict=True))
-            evidence[group] = Evidence((one @ two.T).cpu())
+        one, two = (torch.cat(side, 1) for side in zip(*pairs, strict=True)) if pairs else (None, None)
+        if one is not None and two is not None:
+            fixed = one @ two.T if fixed is None else torch.addmm(fixed, one, two.T)
+        if fixed is not None:
+            evidence[group] = Evidence(fixed.cpu())
     # signs do not show in sorted absolute weights; the descent that follows finds them
     return assign_groups(objective.spec.outer_first(), evidence, signs=False, backend=backend).elements
 
@@ -52,7 +57,8 @@ def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tens
         tensor = tensor.reshape(binding.blocks, -1, *tensor.shape[1:]).movedim(binding.axis + 1, 1).flatten(0, 1)
         tensor = tensor.index_select(0, here)
     else:
-        tensor = tensor.index_select(binding.axis, here).movedim(binding.axis, 0)
+        whole = torch.equal(here, torch.arange(tensor.shape[binding.axis], device=here.device))
+        tensor = (tensor if whole else tensor.index_select(binding.axis, here)).movedim(binding.axis, 0)
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.float()
     if any(spec.groups[b.group].kind.signs for b in bindings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,10 +131,9 @@ class _Descent:
         """Sweep until a whole sweep changes nothing, or `sweeps` times."""
         groups = list(self.objective.spec.groups.values())
         for _ in range(sweeps):
-            order = torch.randperm(len(groups), generator=generator).tolist()
             steps = len(self.trace)
-            for level in self._levels([groups[i] for i in order]):
-                self._step(level)
+            for i in torch.randperm(len(groups), generator=generator).tolist():
+                self._step(groups[i])
             bar.update()
             if len(self.trace) == steps:
                 self.converged = True
@@ -143,69 +141,40 @@ class _Descent:
         self.elements = dict(self.objective.elements)
         self.trace = _ending(self.trace, self.objective.exact())
 
-    def _levels(self, order: Sequence[Group]) -> list[list[Group]]:
-        """The groups whose neighbours or own elements have changed, those that may go at once together.
-
-        A group comes after its neighbours that are before it in the order, so the outcome is that of the order.
-        """
-        levels: list[list[Group]] = []
-        level: dict[str, int] = {}
-        for group in order:
-            name = group.name
-            at = 1 + max((k for other, k in level.items() if self._meet(name, other)), default=-1)
-            level[name] = at
-            levels += [[]] * (at == len(levels))
-            levels[at] = [*levels[at], group]
-        return levels
-
-    def _meet(self, one: str, two: str) -> bool:
-        return not self._within[one].isdisjoint(self._depends[two]) or not self._within[two].isdisjoint(
-            self._depends[one]
-        )
-
-    def _step(self, level: Sequence[Group]) -> None:
-        """Improve groups that do not depend on each other, each with everything within its units."""
-        single: list[Group] = []
-        for group in level:
-            stamp = self._stamp(group.name)
-            if self._tried.get(group.name) == stamp:
-                continue
-            self._tried[group.name] = stamp
-            if len(self._within[group.name]) > 1:
-                self._family(group)
-            elif group.kind is not Kind.IDENTITY:
-                single.append(group)
-        self._single(single)
+    def _step(self, group: Group) -> None:
+        """Improve one group, with everything within its units, unless nothing that matters to it has moved."""
+        stamp = tuple(self.objective.elements[name] for name in self._depends[group.name])
+        if self._tried.get(group.name) == stamp:
+            return
+        self._tried[group.name] = stamp
+        if len(self._within[group.name]) > 1:
+            self._family(group)
+        elif group.kind is not Kind.IDENTITY:
+            self._single(group)
 
     def _family(self, group: Group) -> None:
         proposal, self.gaps[group.name] = self.families.joint(self.objective, group)
         self._note(self.objective.accept(proposal))
 
-    def _single(self, groups: Sequence[Group]) -> None:
-        found = {g.name: self.objective.evidence(g.name) for g in groups}
-        known = [(g, evidence) for g in groups if (evidence := found[g.name]) is not None]
-        gains = [evidence.gain(self.families.free(g)) for g, evidence in known]
-        for (group, evidence), perm in zip(known, self._assign([g for g, _ in known], gains), strict=True):
-            element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, self.families.free(group)))
-            self._note(self.objective.accept_one(group.name, element, evidence))
+    def _single(self, group: Group) -> None:
+        evidence = self.objective.evidence(group.name)
+        if evidence is None:
+            return
+        free = self.families.free(group)
+        perm = self._assign(group, evidence.gain(free))
+        element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))
+        self._note(self.objective.accept_one(group.name, element, evidence))
 
-    def _assign(self, groups: Sequence[Group], gains: Sequence[Tensor]) -> list[Tensor]:
-        """The best permutation of each group; those without blocks are found in one call."""
-        perms: dict[str, Tensor] = {}
-        flat = [(g, gain) for g, gain in zip(groups, gains, strict=True) if not isinstance(g.structure, Wreath)]
-        if flat:
-            answer = linear_assignment([gain for _, gain in flat], maximize=True, backend=self.backend)
-            self.solver = answer.backend
-            for (group, _), perm, gap in zip(flat, answer.perm, answer.gap, strict=True):
-                perms[group.name], self.gaps[group.name] = perm.cpu(), float(gap)
-        for group, gain in zip(groups, gains, strict=True):
-            if group.name not in perms:
-                perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
-                perms[group.name] = perm
-        return [perms[g.name] for g in groups]
-
-    def _stamp(self, group: str) -> tuple[ScaledPermutation, ...]:
-        return tuple(self.objective.elements[name] for name in self._depends[group])
+    def _assign(self, group: Group, gain: Tensor) -> Tensor:
+        """The best permutation of a group."""
+        if isinstance(group.structure, Wreath):
+            perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
+            return perm
+        # Not from the earlier answer: only groups with moved neighbours come here, and for them that takes longer.
+        answer = linear_assignment(gain, maximize=True, backend=self.backend)
+        assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
+        self.solver, self.gaps[group.name] = answer.backend, float(answer.gap)
+        return answer.perm.cpu()
 
     def _neighbours(self, group: str) -> list[str]:
         """The groups on whose elements the best element of this one, with all within its units, depends."""
