@@ -78,7 +78,8 @@ class Objective:
             return
         self.elements = dict(elements)
         self._identity = all(element.is_identity for element in elements.values())
-        self._signed = all(_only_signs(element) for element in elements.values())
+        self._signed = all(self.spec.groups[g].kind.signs or e.scale is None for g, e in elements.items())
+        self._signed = self._signed and all(_only_signs(element) for element in elements.values())
         self.total = self.exact()
 
     def exact(self) -> float:
@@ -177,7 +178,7 @@ class Objective:
     def constant(self, group: str) -> Tensor | None:
         """The similarity of a group's units by what no other group moves, or None where signs hide it."""
         sides = self.kept.get(group, {})
-        if set(sides) != {True} or self.spec.groups[group].kind.signs:
+        if not sides or self.spec.groups[group].kind.signs:
             return None
         return sides[True].constant()
 
@@ -230,11 +231,15 @@ class Objective:
         for odd, slices in self.kept.get(group, {}).items():
             sums[odd] = slices.similarity(self.elements).cpu()
         for term in terms:
-            odd, matrix = bool(term.binding.side.power), self.contribution(term).cpu()
+            odd, matrix = self._odd(term.binding), self.contribution(term).cpu()
             sums[odd] = sums[odd] + matrix if odd in sums else matrix
         if not sums:
             return None
         return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
+
+    def _odd(self, binding: AxisBinding) -> bool:
+        """Whether slices change sign with their unit; of no account where units have none."""
+        return bool(binding.side.power) or not self.spec.groups[binding.group].kind.signs
 
     def _value(self, tensor: str, elements: Elements) -> float:
         stamp = self._stamp(tensor)
@@ -279,7 +284,7 @@ class Objective:
             whole = binding.positions.numel() == self.a[binding.tensor].shape[binding.axis]
             part = Part(binding, others, whole and binding.tensor not in counted)
             counted |= {binding.tensor} if whole else set()
-            parts.setdefault((binding.group, bool(binding.side.power)), []).append(part)
+            parts.setdefault((binding.group, self._odd(binding)), []).append(part)
         kept: dict[str, dict[bool, Slices]] = {}
         for (group, odd), own in parts.items():
             kept.setdefault(group, {})[odd] = Slices(self.spec.groups[group].size, own, self.a, self.b)

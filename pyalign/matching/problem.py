@@ -74,7 +74,12 @@ def check_finite(model: nn.Module, which: str) -> None:
     Raises:
         NonFiniteError: Names the tensor and the model.
     """
-    for name, tensor in state_of(model).items():
+    state = state_of(model)
+    sums = [tensor.sum().float() for tensor in state.values() if tensor.is_floating_point()]
+    # Sums are finite only if every entry is, and looking at them together takes a third of the time of one by one.
+    if not sums or (len({s.device for s in sums}) == 1 and bool(torch.stack(sums).isfinite().all())):
+        return
+    for name, tensor in state.items():
         bad = _count_bad(tensor)
         if bad:
             raise NonFiniteError(
@@ -88,8 +93,7 @@ def check_finite(model: nn.Module, which: str) -> None:
 def _count_bad(tensor: Tensor) -> int:
     if not tensor.is_floating_point():
         return 0
-    # The sum is finite only if every entry is, and takes a tenth of the time of looking at each.
-    return 0 if bool(torch.isfinite(tensor.sum())) else int((~torch.isfinite(tensor)).sum())
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def _mismatch(what: str, given: str, expected: str) -> MismatchError:
