@@ -21,7 +21,8 @@ class Evidence:
     """How alike the units of a group are in two models.
 
     Args:
-        similarity: Shape (n, n), float32 or float64: unit i of A with unit j of B, larger is better; changes sign with a unit.
+        similarity: Shape (n, n), float32 or float64: unit i of A with unit j of B, larger is better; changes sign with
+            a unit.
         even: The part that does not change sign with a unit, shape (n, n), or None.
         dead_a: Units of A that carry no information, (n,) bool, or None.
         dead_b: Units of B that carry no information, (n,) bool, or None.

@@ -296,7 +296,7 @@ class Objective:
 
 def _trees(spec: SymmetrySpec) -> dict[str, set[str]]:
     """For each group all that hang together with it by lying within each other's units, itself included."""
-    roots = {}
+    roots: dict[str, str] = {}
     for group in spec.outer_first():
         structure = group.structure
         roots[group.name] = roots[structure.outer] if isinstance(structure, Wreath) else group.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +31,9 @@ def rounding(dtype: torch.dtype, terms: float) -> float:
     r"""A bound on the error of an inner product of so many terms, as a fraction of \(\|a\| \|b\|\).
 
     \(\lambda \sqrt{n} u\) with \(\lambda = 8\), which rounding errors of mean zero exceed once in \(10^{13}\) products
-    [higham2019probabilistic].
+    [higham2019new].
     """
-    return 4.0 * float(torch.finfo(dtype).eps) * terms**0.5
+    return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(terms)
 
 
 def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:

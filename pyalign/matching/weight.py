@@ -28,9 +28,11 @@ class WeightMatching:
 
     Maximises \(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors (equal to minimising their distance;
     running statistics are moved along but do not count): group after group in a random order, the others held still,
-    until a sweep changes nothing. Every step is accepted only if the objective, in float64, rises. A group that
-    occurs twice in one tensor is linearised at its present element. The search begins at the identity or at the
-    matching of sorted weights (`signature_start`), whichever has the higher objective.
+    until a sweep changes nothing; groups whose neighbours stayed are passed over. Products are float32 (float64 for
+    float64 weights), and a step is accepted only if the objective rises by more than their rounding, or, where that
+    leaves it open, if it rises in float64. A group that occurs twice in one tensor is linearised at its present
+    element. The search begins at the identity or at the matching of sorted weights (`signature_start`), whichever has
+    the higher objective.
 
     Args:
         restarts: Searches with different orders, from which the best is kept.
