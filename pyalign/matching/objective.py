@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
-from pyalign.matching.slices import Part, Slices, changed, precision, rounding
+from pyalign.matching.slices import Part, Slices, changed, inner, precision, rounding
 from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec, Wreath
 from pyalign.symmetry.actions import act
 
@@ -67,6 +67,7 @@ class Objective:
         self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in self.on] for g in spec.groups}
         self.loose = {g: [t for t in terms if not t.kept] for g, terms in self.terms.items()}
         self.kept, self._elsewhere = self._lay_out()
+        self._norms: dict[str, float] = {}
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
         self.elements: dict[str, ScaledPermutation] = {}
@@ -96,7 +97,7 @@ class Objective:
     def value(self, tensor: str, elements: Elements) -> float:
         """One tensor's part of the objective."""
         moved = act(self.b[tensor], self.on[tensor], elements)
-        return float(torch.dot(self.a[tensor].double().reshape(-1), moved.double().reshape(-1)))
+        return inner(self.a[tensor].reshape(-1, 1), moved.reshape(-1, 1))
 
     def accept(self, changes: Elements) -> bool:
         """Take over elements if the objective, computed anew, rises by more than rounding; say whether it did."""
@@ -104,8 +105,7 @@ class Objective:
         trial = {**self.elements, **changes}
         values = {name: self.value(name, trial) for name in tensors}
         rise = sum(values.values()) - sum(self._value(name, self.elements) for name in tensors)
-        norms = sum(float(self.a[n].double().norm() * self.b[n].double().norm()) for n in tensors)
-        if rise <= 1e-12 * norms:
+        if rise <= 1e-12 * sum(self._norm(name) for name in tensors):
             return False
         self.total += rise
         self.elements, self._identity = trial, False
@@ -153,11 +153,14 @@ class Objective:
         return self._evidence(group, [term for term in self.loose[group] if not term.joint & family])
 
     def contribution(self, term: Term) -> Tensor:
-        """A term's similarity matrix at the present elements, from its cache while nothing it depends on changes."""
+        """A term's similarity matrix at the present elements; if not large, kept while nothing it depends on changes."""
         stamp = tuple(self.elements[name] for name in term.depends)
-        if term.stamp != stamp or term.cached is None:
-            term.cached, term.stamp = self.similarity(term, self.elements), stamp
-        return term.cached
+        if term.stamp == stamp and term.cached is not None:
+            return term.cached
+        similarity = self.similarity(term, self.elements)
+        if similarity.numel() <= KEPT:
+            term.cached, term.stamp = similarity, stamp
+        return similarity
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:
         """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n)."""
@@ -233,6 +236,7 @@ class Objective:
         for term in terms:
             odd, matrix = self._odd(term.binding), self.contribution(term).cpu()
             sums[odd] = sums[odd] + matrix if odd in sums else matrix
+            del matrix
         if not sums:
             return None
         return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
@@ -240,6 +244,13 @@ class Objective:
     def _odd(self, binding: AxisBinding) -> bool:
         """Whether slices change sign with their unit; of no account where units have none."""
         return bool(binding.side.power) or not self.spec.groups[binding.group].kind.signs
+
+    def _norm(self, tensor: str) -> float:
+        """Product of the norms of a tensor in both models."""
+        if tensor not in self._norms:
+            sides = [torch.linalg.vector_norm(state[tensor], dtype=torch.float64) for state in (self.a, self.b)]
+            self._norms[tensor] = float(sides[0] * sides[1])
+        return self._norms[tensor]
 
     def _value(self, tensor: str, elements: Elements) -> float:
         stamp = self._stamp(tensor)

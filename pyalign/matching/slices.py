@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyalign.symmetry import AxisBinding, ScaledPermutation
 
-__all__ = ["Part", "Slices", "changed", "precision", "rounding"]
+__all__ = ["Part", "Slices", "changed", "inner", "precision", "rounding"]
 
 CHUNK = 1 << 18  # entries that are multiplied in float64 at once
 
@@ -43,6 +43,17 @@ def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
         one, two = (1.0 if e.scale is None else e.scale.numpy() for e in (before, after))
         differ |= one != two
     return np.flatnonzero(differ)
+
+
+def inner(one: Tensor, two: Tensor, factor: Tensor | None = None) -> float:
+    """The inner product of two matrices in float64, the columns times factors, few rows at a time."""
+    total, step = 0.0, max(1, CHUNK // max(1, one.shape[1]))
+    for x, y in zip(one.split(step), two.split(step), strict=True):
+        if factor is None:
+            total += float(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
+        else:
+            total += float(torch.dot((x.double() * y.double()).sum(0).cpu(), factor))
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +125,9 @@ class Slices:
 
     def similarity(self, elements: Elements) -> Tensor:
         """Units of A by units of B, shape (n, n), the other groups at these elements; valid until the next call."""
+        if not self._links:
+            self._terms = self._fixed
+            return self.constant()
         places, before, factors = self._follow(elements)
         moved = len(self._index) - self._fixed
         if self._similarity is None or 3 * len(places) >= 2 * moved:
@@ -140,14 +154,14 @@ class Slices:
         for element, sign in ((after, 1.0), (before, -1.0)):
             two = self._b.index_select(1, element.perm[slots].to(self._b.device))
             two = self._scaled(two.index_select(0, self._device(self._index)), slice(None))
-            total += sign * _inner(one, two, None if element.scale is None else element.scale[slots])
+            total += sign * inner(one, two, None if element.scale is None else element.scale[slots])
         return total
 
     def counted(self, element: ScaledPermutation) -> float:
         """The objective's part of the counted tensors, in float64, the other groups as last followed."""
         perm, total = element.perm.to(self._b.device), 0.0
         for chosen in self._counted:
-            total += _inner(self._a[chosen], self._taken(chosen).index_select(1, perm), element.scale)
+            total += inner(self._a[chosen], self._taken(chosen).index_select(1, perm), element.scale)
         return total
 
     def _taken(self, places: Array | slice) -> Tensor:
@@ -249,14 +263,3 @@ def _factors(element: ScaledPermutation, units: Array, power: int, rows: int) ->
         return np.ones(len(units) * rows)
     factors: Array = np.repeat(element.scale.numpy()[units] ** power, rows)
     return factors
-
-
-def _inner(one: Tensor, two: Tensor, factor: Tensor | None) -> float:
-    """The inner product of two matrices in float64, the columns times factors, few rows at a time."""
-    total, step = 0.0, max(1, CHUNK // max(1, one.shape[1]))
-    for x, y in zip(one.split(step), two.split(step), strict=True):
-        if factor is None:
-            total += float(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
-        else:
-            total += float(torch.dot((x.double() * y.double()).sum(0).cpu(), factor))
-    return total
