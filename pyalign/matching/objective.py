@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
-from pyalign.matching.slices import Part, Slices, changed, inner, precision, rounding
-from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec, Wreath
+from pyalign.matching.layout import KEPT, Term, layout_of
+from pyalign.matching.slices import Slices, changed, inner, precision, rounding
+from pyalign.symmetry import ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
 
-__all__ = ["Elements", "Objective", "Term"]
+__all__ = ["Elements", "Objective"]
 
 Elements = Mapping[str, ScaledPermutation]
-
-KEPT = 1 << 21  # tensors of up to so many entries are laid out for every axis that moves
-
-
-@dataclass(eq=False)
-class Term:
-    """What one binding contributes to the similarity of its group's units.
-
-    Args:
-        binding: The binding.
-        depends: Groups whose elements the contribution depends on; its cache is dropped when one of them changes.
-        relative: Whether the group's own element is applied too and its labels undone afterwards: needed where blocks
-            of a tensor move together, and where the group occurs twice (the linearisation at the present element).
-        joint: Groups bound to other axes of the same tensor.
-        kept: Whether the slices are laid out together with those of the group's other tensors.
-    """
-
-    binding: AxisBinding
-    depends: tuple[str, ...]
-    relative: bool
-    joint: frozenset[str]
-    kept: bool = False
-    stamp: tuple[ScaledPermutation, ...] | None = field(default=None, repr=False)
-    cached: Tensor | None = field(default=None, repr=False)
 
 
 class Objective:
@@ -59,14 +35,15 @@ class Objective:
         self, spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], elements: Elements
     ) -> None:
         self.spec = spec
-        names = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
-        self.on = {name: spec.on(name) for name in names}
-        self.a = {name: state_a[name].detach() for name in names}
-        self.b = {name: state_b[name].detach() for name in names}
-        self._tree = _trees(spec)
-        self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in self.on] for g in spec.groups}
+        self._layout = layout_of(spec, {name: tensor.shape for name, tensor in state_a.items()})
+        self.on, self.terms = self._layout.on, self._layout.terms
+        self.a, self.b = ({name: state[name].detach() for name in self.on} for state in (state_a, state_b))
         self.loose = {g: [t for t in terms if not t.kept] for g, terms in self.terms.items()}
-        self.kept, self._elsewhere = self._lay_out()
+        self.kept = {
+            g: {odd: Slices(rows, self.a, self.b) for odd, rows in sides.items()}
+            for g, sides in self._layout.rows.items()
+        }
+        self._similarities: dict[Term, tuple[tuple[ScaledPermutation, ...], Tensor]] = {}
         self._norms: dict[str, float] = {}
         self._squares: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
@@ -87,7 +64,7 @@ class Objective:
         """The objective at the present elements, in float64."""
         if not self._signed:
             return sum(self._value(name, self.elements) for name in self.on)
-        total = sum(self._value(name, self.elements) for name in self._elsewhere)
+        total = sum(self._value(name, self.elements) for name in self._layout.elsewhere)
         for group, sides in self.kept.items():
             for odd, slices in sides.items():
                 slices.follow(self.elements)
@@ -137,7 +114,7 @@ class Objective:
 
     def error(self, group: str) -> float:
         """A bound on the error of a similarity of two units, as a fraction of the product of their norms."""
-        loose = [rounding(precision(self.a[t.binding.tensor]), self._features(t)) for t in self.loose[group]]
+        loose = [rounding(precision(self.a[t.binding.tensor]), t.features) for t in self.loose[group]]
         return sum(loose) + sum(slices.error for slices in self.kept.get(group, {}).values())
 
     def depends(self, group: str) -> set[str]:
@@ -153,13 +130,13 @@ class Objective:
         return self._evidence(group, [term for term in self.loose[group] if not term.joint & family])
 
     def contribution(self, term: Term) -> Tensor:
-        """A term's similarity matrix at the present elements; if not large, kept while nothing it depends on changes."""
+        """A term's similarity matrix at the present elements; unless large, kept while what it depends on stays."""
         stamp = tuple(self.elements[name] for name in term.depends)
-        if term.stamp == stamp and term.cached is not None:
-            return term.cached
+        if term in self._similarities and self._similarities[term][0] == stamp:
+            return self._similarities[term][1]
         similarity = self.similarity(term, self.elements)
         if similarity.numel() <= KEPT:
-            term.cached, term.stamp = similarity, stamp
+            self._similarities[term] = stamp, similarity
         return similarity
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:
@@ -234,16 +211,12 @@ class Objective:
         for odd, slices in self.kept.get(group, {}).items():
             sums[odd] = slices.similarity(self.elements).cpu()
         for term in terms:
-            odd, matrix = self._odd(term.binding), self.contribution(term).cpu()
+            odd, matrix = self._layout.odd(term.binding), self.contribution(term).cpu()
             sums[odd] = sums[odd] + matrix if odd in sums else matrix
             del matrix
         if not sums:
             return None
         return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
-
-    def _odd(self, binding: AxisBinding) -> bool:
-        """Whether slices change sign with their unit; of no account where units have none."""
-        return bool(binding.side.power) or not self.spec.groups[binding.group].kind.signs
 
     def _norm(self, tensor: str) -> float:
         """Product of the norms of a tensor in both models."""
@@ -261,10 +234,6 @@ class Objective:
     def _stamp(self, tensor: str) -> tuple[ScaledPermutation, ...]:
         return tuple(self.elements[binding.group] for binding in self.on[tensor])
 
-    def _features(self, term: Term) -> int:
-        shape = self.a[term.binding.tensor].shape
-        return shape.numel() // max(1, shape[term.binding.axis]) * term.binding.positions.shape[1]
-
     def _rows(self, term: Term, elements: Elements) -> tuple[Tensor, Tensor]:
         binding, a = term.binding, self.a[term.binding.tensor]
         if not term.relative:
@@ -272,49 +241,6 @@ class Objective:
         moved = act(self.b[binding.tensor], self.on[binding.tensor], elements)
         dtype = precision(a, moved)
         return binding.unfold(a).to(dtype), binding.unfold(moved).to(dtype)
-
-    def _term(self, binding: AxisBinding) -> Term:
-        place = (binding.axis, binding.blocks)
-        others = [b for b in self.on[binding.tensor] if (b.axis, b.blocks) != place]
-        elsewhere = {b.group for b in others}
-        relative = binding.group in elsewhere or any(b.blocks > 1 for b in self.on[binding.tensor])
-        depends = elsewhere | ({binding.group} if relative else set())
-        kept = not relative and len({b.axis for b in others}) < 2 and not elsewhere & self._tree[binding.group]
-        kept = kept and self.a[binding.tensor].numel() <= KEPT
-        return Term(binding, tuple(sorted(depends)), relative, frozenset(elsewhere), kept)
-
-    def _lay_out(self) -> tuple[dict[str, dict[bool, Slices]], list[str]]:
-        """The kept terms of each group by whether they change sign with a unit, and the tensors that none counts."""
-        parts: dict[tuple[str, bool], list[Part]] = {}
-        counted: set[str] = set()
-        # Counting each tensor with the group that has most entries makes few and large pieces.
-        sizes = {g: sum(self.a[t.binding.tensor].numel() for t in terms) for g, terms in self.terms.items()}
-        for term in sorted(self._kept_terms(), key=lambda t: -sizes[t.binding.group]):
-            binding = term.binding
-            others = tuple(b for b in self.on[binding.tensor] if b.axis != binding.axis)
-            whole = binding.positions.numel() == self.a[binding.tensor].shape[binding.axis]
-            part = Part(binding, others, whole and binding.tensor not in counted)
-            counted |= {binding.tensor} if whole else set()
-            parts.setdefault((binding.group, self._odd(binding)), []).append(part)
-        kept: dict[str, dict[bool, Slices]] = {}
-        for (group, odd), own in parts.items():
-            kept.setdefault(group, {})[odd] = Slices(self.spec.groups[group].size, own, self.a, self.b)
-        return kept, [name for name in self.on if name not in counted]
-
-    def _kept_terms(self) -> Iterator[Term]:
-        return (term for terms in self.terms.values() for term in terms if term.kept)
-
-
-def _trees(spec: SymmetrySpec) -> dict[str, set[str]]:
-    """For each group all that hang together with it by lying within each other's units, itself included."""
-    roots: dict[str, str] = {}
-    for group in spec.outer_first():
-        structure = group.structure
-        roots[group.name] = roots[structure.outer] if isinstance(structure, Wreath) else group.name
-    members: dict[str, set[str]] = {}
-    for name, root in roots.items():
-        members.setdefault(root, set()).add(name)
-    return {name: members[root] for name, root in roots.items()}
 
 
 def _sided(element: ScaledPermutation, odd: bool) -> ScaledPermutation:

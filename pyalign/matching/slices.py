@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pyalign.symmetry import AxisBinding, ScaledPermutation
+from pyalign.matching.layout import Array, Rows
+from pyalign.symmetry import ScaledPermutation
 
-__all__ = ["Part", "Slices", "changed", "inner", "precision", "rounding"]
+__all__ = ["Slices", "changed", "inner", "precision", "rounding"]
 
 CHUNK = 1 << 18  # entries that are multiplied in float64 at once
 
 Elements = Mapping[str, ScaledPermutation]
-Array = NDArray[Any]
 
 
 def precision(*tensors: Tensor) -> torch.dtype:
@@ -56,25 +53,6 @@ def inner(one: Tensor, two: Tensor, factor: Tensor | None = None) -> float:
     return total
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One binding of a group, and what else moves on its tensor.
-
-    Args:
-        binding: The binding; its group occurs on no other axis of the tensor.
-        others: Bindings on one other axis of the tensor, or none.
-        counted: Whether the tensor's part of the objective is summed here.
-    """
-
-    binding: AxisBinding
-    others: tuple[AxisBinding, ...]
-    counted: bool
-
-    def features(self, shape: torch.Size) -> int:
-        """How many entries of a tensor of this shape belong to one unit."""
-        return shape.numel() // max(1, shape[self.binding.axis]) * self.binding.positions.shape[1]
-
-
 class Slices:
     """The features of one group's units, rows of a matrix per model, while other groups reorder and sign them.
 
@@ -82,20 +60,15 @@ class Slices:
     a moved unit of another group exchanges some rows, and only their products are added.
 
     Args:
-        size: Units of the group.
-        parts: What is laid out.
+        rows: What is laid out, and where.
         a: Tensors of model A.
         b: Tensors of model B.
     """
 
-    def __init__(self, size: int, parts: Sequence[Part], a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
-        parts = sorted(parts, key=lambda p: bool(p.others))
-        lengths = [p.features(a[p.binding.tensor].shape) for p in parts]
-        self._fixed = sum(length for length, p in zip(lengths, parts, strict=True) if not p.others)
-        self._counted = _ranges(parts, lengths)
-        dtype = precision(*(state[p.binding.tensor] for p in parts for state in (a, b)))
-        self._a, self._b = (_laid_out(size, parts, lengths, state, dtype) for state in (a, b))
-        self._links = _links(parts, lengths, a)
+    def __init__(self, rows: Rows, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+        dtype = precision(*(state[part.binding.tensor] for part in rows.parts for state in (a, b)))
+        self._a, self._b = (_laid_out(rows, state, dtype) for state in (a, b))
+        self._fixed, self._counted, self._links = rows.fixed, rows.counted, rows.links
         self._index = np.arange(len(self._a))
         self._scale: Array | None = None
         self._last = {group: ScaledPermutation.identity(len(rows[0][1])) for group, rows in self._links.items()}
@@ -204,58 +177,22 @@ class Slices:
         return at, before, old
 
 
-def _laid_out(
-    size: int, parts: Sequence[Part], lengths: Sequence[int], state: Mapping[str, Tensor], dtype: torch.dtype
-) -> Tensor:
+def _laid_out(rows: Rows, state: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
     """Features of all parts by units, shape (features, size)."""
-    out = torch.empty(sum(lengths), size, dtype=dtype, device=state[parts[0].binding.tensor].device)
-    for part, rows in zip(parts, out.split(list(lengths)), strict=True):
-        binding, tensor = part.binding, state[part.binding.tensor]
-        here = binding.positions
-        if here.shape[1] == 1 and torch.equal(here[:, 0], torch.arange(tensor.shape[binding.axis])):
-            last = tensor.movedim(binding.axis, -1)
-            rows.view(last.shape).copy_(last)
+    tensors = [state[part.binding.tensor] for part in rows.parts]
+    out = torch.empty(sum(rows.lengths), rows.size, dtype=dtype, device=tensors[0].device)
+    if rows.vectors:
+        out[: rows.vectors] = torch.stack(tensors[: rows.vectors])
+    at = rows.vectors
+    for part, tensor in zip(rows.parts[at:], tensors[at:], strict=True):
+        into = out[at : at + part.features]
+        if part.plain:
+            last = tensor.movedim(part.binding.axis, -1)
+            into.view(last.shape).copy_(last)
         else:
-            rows.copy_(binding.unfold(tensor).T)
+            into.copy_(part.binding.unfold(tensor).T)
+        at += part.features
     return out
-
-
-def _links(
-    parts: Sequence[Part], lengths: Sequence[int], state: Mapping[str, Tensor]
-) -> dict[str, list[tuple[int, Array]]]:
-    """For each other group and power of its factors, the rows that each of its units owns, shape (units, rows)."""
-    found: dict[str, dict[int, list[Array]]] = {}
-    at = 0
-    for part, length in zip(parts, lengths, strict=True):
-        axis, runs = part.binding.axis, part.binding.positions.shape[1]
-        shape = state[part.binding.tensor].shape
-        if part.others:
-            # `unfold` puts the runs of the units first and leaves the other axes in their order
-            rows = np.arange(at, at + length).reshape(runs, *shape[:axis], *shape[axis + 1 :])
-            rows = np.moveaxis(rows, 0, axis)
-        for other in part.others:
-            own = np.moveaxis(rows.take(other.positions.numpy().ravel(), other.axis), other.axis, 0)
-            own = own.reshape(len(other.positions), -1)
-            found.setdefault(other.group, {}).setdefault(other.side.power, []).append(own)
-        at += length
-    return {
-        group: [(power, np.ascontiguousarray(np.concatenate(own, 1))) for power, own in powers.items()]
-        for group, powers in found.items()
-    }
-
-
-def _ranges(parts: Sequence[Part], lengths: Sequence[int]) -> list[slice]:
-    """The rows of counted tensors, in pieces that are multiplied at once."""
-    ranges: list[slice] = []
-    at = 0
-    for part, length in zip(parts, lengths, strict=True):
-        if part.counted:
-            if ranges and ranges[-1].stop == at:
-                ranges[-1] = slice(ranges[-1].start, at + length)
-            else:
-                ranges.append(slice(at, at + length))
-        at += length
-    return ranges
 
 
 def _factors(element: ScaledPermutation, units: Array, power: int, rows: int) -> Array:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pyalign
-from pyalign.matching import objective as module
+from pyalign.matching import layout
 from pyalign.matching.objective import Objective
 from pyalign.symmetry import ScaledPermutation, state_of
 from pyalign.symmetry.actions import act
@@ -69,10 +69,10 @@ def move(objective, group, element):
     objective.elements = {**objective.elements, group: element}
 
 
-@pytest.mark.parametrize("kept", [0, module.KEPT])
+@pytest.mark.parametrize("kept", [0, layout.KEPT])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_similarities_follow_the_other_groups(kept, dtype, monkeypatch):
-    monkeypatch.setattr(module, "KEPT", kept)
+    monkeypatch.setattr(layout, "KEPT", kept)
     objective = make(dtype)
     generator = torch.Generator().manual_seed(0)
     groups = list(objective.spec.groups.values())
