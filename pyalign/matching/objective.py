@@ -45,7 +45,7 @@ class Objective:
         }
         self._similarities: dict[Term, tuple[tuple[ScaledPermutation, ...], Tensor]] = {}
         self._norms: dict[str, float] = {}
-        self._squares: dict[str, tuple[Tensor, Tensor]] = {}
+        self._lengths: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
         self.elements: dict[str, ScaledPermutation] = {}
         self.restart(elements)
@@ -98,8 +98,7 @@ class Objective:
         if not self._signed or any(term.relative for term in self.terms[group]):
             return self.accept({group: element})
         rise = evidence.value(element, units) - evidence.value(present, units)
-        squares_a, squares_b = self.squares(group)
-        one, two = squares_a.sqrt(), squares_b.sqrt()
+        one, two = self.norms(group)
         reach = (one[units] * (two[element.perm[units]] + two[present.perm[units]])).sum()
         if abs(rise) <= self.error(group) * float(reach):
             if self.loose[group]:
@@ -167,8 +166,8 @@ class Objective:
         if not self.terms[group]:
             return None
         element = self.elements[group]
-        squares_a, squares_b = self.squares(group)
-        both = torch.zeros(len(squares_a), dtype=torch.float64)
+        norms_a, norms_b = self.norms(group)
+        both = torch.zeros(len(norms_a), dtype=torch.float64)
         if self._identity:
             for slices in self.kept.get(group, {}).values():
                 both += slices.aligned()
@@ -178,22 +177,22 @@ class Objective:
             evidence = self.evidence(group)
             assert evidence is not None
             both = evidence.by_slot(element)
-            squares_b = squares_b[element.perm]
+            norms_b = norms_b[element.perm]
         else:
             return self._moved_cosine(group)
-        norms = (squares_a * squares_b).sqrt()
+        norms = norms_a * norms_b
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
 
-    def squares(self, group: str) -> tuple[Tensor, Tensor]:
-        """Sums of squares of the units of A and of B, in their own order, shapes (n,), float64."""
-        if group not in self._squares:
+    def norms(self, group: str) -> tuple[Tensor, Tensor]:
+        """Norms of the units of A and of B, in their own order, shapes (n,), float64."""
+        if group not in self._lengths:
             pairs = [slices.squares() for slices in self.kept.get(group, {}).values()]
             for term in self.loose[group]:
                 rows = [term.binding.unfold(state[term.binding.tensor]) for state in (self.a, self.b)]
                 pairs.append(tuple(torch.linalg.vector_norm(r, dim=1, dtype=torch.float64).cpu() ** 2 for r in rows))
-            one, two = (torch.stack(side).sum(0) for side in zip(*pairs, strict=True))
-            self._squares[group] = one, two
-        return self._squares[group]
+            one, two = (torch.stack(side).sum(0).sqrt() for side in zip(*pairs, strict=True))
+            self._lengths[group] = one, two
+        return self._lengths[group]
 
     def _moved_cosine(self, group: str) -> float:
         """The same from the moved tensors themselves, whatever the elements are."""

@@ -54,12 +54,11 @@ def plain(objective, group):
     return odd, even
 
 
-def close(objective, group, factor=1.0):
-    """Whether a group's similarity is that of the moved tensors, within a part of the error that it admits."""
+def close(objective, group):
+    """Whether a group's similarity is that of the moved tensors, within the error that it admits."""
     evidence = objective.evidence(group)
     odd, even = plain(objective, group)
-    squares_a, squares_b = objective.squares(group)
-    bound = factor * objective.error(group) * torch.outer(squares_a.sqrt(), squares_b.sqrt())
+    bound = objective.error(group) * torch.outer(*objective.norms(group))
     if evidence.even is None:
         return bool(((evidence.similarity - odd - even).abs() <= bound).all())
     return bool(((evidence.similarity - odd).abs() <= bound).all() and ((evidence.even - even).abs() <= bound).all())
