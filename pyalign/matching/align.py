@@ -18,7 +18,7 @@ from pyalign.matching.problem import Method, Problem, check_finite, check_same_a
 from pyalign.matching.weight import WeightMatching
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
-from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, sound, tensors_of
+from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, sound, state_of, tensors_of
 
 __all__ = ["align"]
 
@@ -83,9 +83,10 @@ def align(
                 expected="a torch.nn.Module",
                 do="build the model and load its state dict into it first",
             )
-    check_same_architecture(model_a, model_b)
-    check_finite(model_a, "A")
-    check_finite(model_b, "B")
+    state_a, state_b = state_of(model_a), state_of(model_b)
+    check_same_architecture(state_a, state_b)
+    check_finite(state_a, "A")
+    check_finite(state_b, "B")
     matcher = _method(method, data)
     data, inputs = _examples(data, example_inputs)
     if inputs is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign.engine import Assignment, linear_assignment
@@ -19,7 +21,8 @@ class Evidence:
     """How alike the units of a group are in two models.
 
     Args:
-        similarity: Shape (n, n), float64: unit i of A with unit j of B, larger is better; changes sign with a unit.
+        similarity: Shape (n, n), float32 or float64: unit i of A with unit j of B, larger is better; changes sign with
+            a unit.
         even: The part that does not change sign with a unit, shape (n, n), or None.
         dead_a: Units of A that carry no information, (n,) bool, or None.
         dead_b: Units of B that carry no information, (n,) bool, or None.
@@ -35,12 +38,19 @@ class Evidence:
         odd = self.similarity.abs() if signs else self.similarity
         return odd if self.even is None else odd + self.even
 
-    def value(self, element: ScaledPermutation) -> float:
-        """What the units contribute to the objective when B's are moved by a permutation, with or without signs."""
+    def value(self, element: ScaledPermutation, units: NDArray[Any]) -> float:
+        """What these slots contribute to the objective when B's units are moved by an element without scales."""
+        perm, scale = element.perm[units], None if element.scale is None else element.scale[units]
+        odd = self.similarity[units, perm].double()
+        total = odd.sum() if scale is None else torch.dot(odd, scale)
+        return float(total if self.even is None else total + self.even[units, perm].double().sum())
+
+    def by_slot(self, element: ScaledPermutation) -> Tensor:
+        """What every slot contributes, shape (n,), float64."""
         perm = element.perm.unsqueeze(1)
-        odd = self.similarity.gather(1, perm).squeeze(1)
-        total = odd.sum() if element.scale is None else torch.dot(odd, element.scale)
-        return float(total if self.even is None else total + self.even.gather(1, perm).sum())
+        odd = self.similarity.gather(1, perm).squeeze(1).double()
+        odd = odd if element.scale is None else odd * element.scale
+        return odd if self.even is None else odd + self.even.gather(1, perm).squeeze(1).double()
 
     def preferring(self, gain: Tensor) -> Tensor:
         """The gain with a bonus that makes dead units match each other, a dead unit its own slot first."""

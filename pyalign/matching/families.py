@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyalign.engine import linear_assignment
 from pyalign.matching.assign import Evidence, children_of, in_blocks, signs_of
-from pyalign.matching.objective import Objective, Term
+from pyalign.matching.layout import Term
+from pyalign.matching.objective import Objective
 from pyalign.symmetry import Group, Kind, ScaledPermutation, SymmetrySpec, Wreath
 
 __all__ = ["Families", "by_blocks"]

@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
-from pyalign.matching.slices import Slices
-from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec
+from pyalign.matching.layout import KEPT, Term, layout_of
+from pyalign.matching.slices import Slices, changed, inner, precision, rounding
+from pyalign.symmetry import ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
 
-__all__ = ["Elements", "Objective", "Term"]
+__all__ = ["Elements", "Objective"]
 
 Elements = Mapping[str, ScaledPermutation]
 
-KEPT = 1 << 21  # tensors of up to so many entries are kept in float64, twice for every axis that moves
-
-
-@dataclass(eq=False)
-class Term:
-    """What one binding contributes to the similarity of its group's units.
-
-    Args:
-        binding: The binding.
-        depends: Groups whose elements the contribution depends on; its cache is dropped when one of them changes.
-        relative: Whether the group's own element is applied too and its labels undone afterwards: needed where blocks
-            of a tensor move together, and where the group occurs twice (the linearisation at the present element).
-        joint: Groups bound to other axes of the same tensor.
-    """
-
-    binding: AxisBinding
-    depends: tuple[str, ...]
-    relative: bool
-    joint: frozenset[str]
-    stamp: tuple[int, ...] | None = field(default=None, repr=False)
-    cached: Tensor | None = field(default=None, repr=False)
-    slices: Slices | None = field(default=None, repr=False)
-
 
 class Objective:
-    r"""\(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors, in float64, with the present elements g.
+    r"""\(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors, with the present elements g.
+
+    Similarities are computed in float32 (float64 for float64 weights), with a bound on their error. A change is
+    accepted only if the objective rises in float64: where the bound leaves that open, the rise is computed in float64.
 
     Args:
         spec: The symmetry.
@@ -55,193 +35,216 @@ class Objective:
         self, spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor], elements: Elements
     ) -> None:
         self.spec = spec
-        names = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
-        self.on = {name: spec.on(name) for name in names}
-        self.a = {name: state_a[name].detach() for name in names}
-        self.b = {name: state_b[name].detach() for name in names}
-        self.norms = {n: float(self.a[n].double().norm() * self.b[n].double().norm()) for n in names}
-        self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in self.on] for g in spec.groups}
-        self._fixed: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self._layout = layout_of(spec, {name: tensor.shape for name, tensor in state_a.items()})
+        self.on, self.terms = self._layout.on, self._layout.terms
+        self.a, self.b = ({name: state[name].detach() for name in self.on} for state in (state_a, state_b))
+        self.loose = {g: [t for t in terms if not t.kept] for g, terms in self.terms.items()}
+        self.kept = {
+            g: {odd: Slices(rows, self.a, self.b) for odd, rows in sides.items()}
+            for g, sides in self._layout.rows.items()
+        }
+        self._similarities: dict[Term, tuple[tuple[ScaledPermutation, ...], Tensor]] = {}
+        self._norms: dict[str, float] = {}
+        self._lengths: dict[str, tuple[Tensor, Tensor]] = {}
+        self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
         self.elements: dict[str, ScaledPermutation] = {}
         self.restart(elements)
 
     def restart(self, elements: Elements) -> None:
         """Begin anew at other elements."""
-        if self.elements and all(_same(element, elements[group]) for group, element in self.elements.items()):
+        if self.elements and all(elements[name] is element for name, element in self.elements.items()):
             return
         self.elements = dict(elements)
-        self.identity = all(element.is_identity for element in elements.values())
-        self.versions = dict.fromkeys(self.spec.groups, 0)
-        self.values = {name: self.value(name, self.elements) for name in self.on}
-        self.total = sum(self.values.values())
-        for term in (t for terms in self.terms.values() for t in terms):
-            term.stamp = None
+        self._identity = all(element.is_identity for element in elements.values())
+        self._signed = all(self.spec.groups[g].kind.signs or e.scale is None for g, e in elements.items())
+        self._signed = self._signed and all(_only_signs(element) for element in elements.values())
+        self.total = self.exact()
+
+    def exact(self) -> float:
+        """The objective at the present elements, in float64."""
+        if not self._signed:
+            return sum(self._value(name, self.elements) for name in self.on)
+        total = sum(self._value(name, self.elements) for name in self._layout.elsewhere)
+        for group, sides in self.kept.items():
+            for odd, slices in sides.items():
+                slices.follow(self.elements)
+                total += slices.counted(_sided(self.elements[group], odd))
+        return total
 
     def value(self, tensor: str, elements: Elements) -> float:
         """One tensor's part of the objective."""
         moved = act(self.b[tensor], self.on[tensor], elements)
-        return float(torch.dot(self.a[tensor].double().reshape(-1), moved.double().reshape(-1)))
+        return inner(self.a[tensor].reshape(-1, 1), moved.reshape(-1, 1))
 
     def accept(self, changes: Elements) -> bool:
-        """Take over elements if the true objective rises by more than rounding; say whether it did."""
+        """Take over elements if the objective, computed anew, rises by more than rounding; say whether it did."""
         tensors = dict.fromkeys(t.binding.tensor for group in changes for t in self.terms[group])
         trial = {**self.elements, **changes}
         values = {name: self.value(name, trial) for name in tensors}
-        rise = sum(values.values()) - sum(self._present_value(name) for name in tensors)
-        if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
+        rise = sum(values.values()) - sum(self._value(name, self.elements) for name in tensors)
+        if rise <= 1e-12 * sum(self._norm(name) for name in tensors):
             return False
-        self.values.update(values)
         self.total += rise
-        for group, element in changes.items():
-            if not _same(self.elements[group], element):
-                self.versions[group] += 1
-        self.elements, self.identity = trial, False
+        self.elements, self._identity = trial, False
+        self._values.update({name: (self._stamp(name), value) for name, value in values.items()})
         return True
 
     def accept_one(self, group: str, element: ScaledPermutation, evidence: Evidence) -> bool:
         """The same for one group, whose evidence tells the rise where the objective is linear in its element."""
         present = self.elements[group]
-        if any(term.relative for term in self.terms[group]) or not (_only_signs(present) and _only_signs(element)):
-            return self.accept({group: element})
-        tensors = dict.fromkeys(term.binding.tensor for term in self.terms[group])
-        rise = evidence.value(element) - evidence.value(present)
-        if rise <= 1e-12 * sum(self.norms[name] for name in tensors):
+        units = changed(present, element)
+        if not len(units):
             return False
-        for name in tensors:
-            self.values.pop(name, None)  # computed again when it is asked for
+        if not self._signed or any(term.relative for term in self.terms[group]):
+            return self.accept({group: element})
+        rise = evidence.value(element, units) - evidence.value(present, units)
+        one, two = self.norms(group)
+        reach = (one[units] * (two[element.perm[units]] + two[present.perm[units]])).sum()
+        if abs(rise) <= self.error(group) * float(reach):
+            if self.loose[group]:
+                return self.accept({group: element})
+            sides = self.kept[group].items()
+            rise = sum(s.rise(_sided(present, odd), _sided(element, odd), units) for odd, s in sides)
+        if rise <= 1e-12 * float(torch.dot(one, two)):
+            return False
         self.total += rise
-        self.versions[group] += 1
-        self.elements, self.identity = {**self.elements, group: element}, False
+        self.elements, self._identity = {**self.elements, group: element}, False
         return True
 
-    def _present_value(self, tensor: str) -> float:
-        if tensor not in self.values:
-            self.values[tensor] = self.value(tensor, self.elements)
-        return self.values[tensor]
+    def error(self, group: str) -> float:
+        """A bound on the error of a similarity of two units, as a fraction of the product of their norms."""
+        loose = [rounding(precision(self.a[t.binding.tensor]), t.features) for t in self.loose[group]]
+        return sum(loose) + sum(slices.error for slices in self.kept.get(group, {}).values())
+
+    def depends(self, group: str) -> set[str]:
+        """The groups whose elements change the similarity of this one's units."""
+        return {name for term in self.terms[group] for name in term.depends}
 
     def evidence(self, group: str) -> Evidence | None:
-        """Similarity of the units of a group, the others at their present elements; only stale terms are computed."""
-        odd, even = self._fixed_part(group)
-        for term in self.terms[group]:
-            if term.depends:
-                odd, even = _add(term, self.contribution(term), odd, even)
-        return _evidence(odd, even)
+        """Similarity of the units of a group, the others at their present elements; only what is stale is computed."""
+        return self._evidence(group, self.loose[group])
 
     def partial(self, group: str, family: frozenset[str]) -> Evidence | None:
         """The same without the tensors that `family` moves along a further axis."""
-        odd, even = self._fixed_part(group)
-        for term in self.terms[group]:
-            if term.depends and not term.joint & family:
-                odd, even = _add(term, self.contribution(term), odd, even)
-        return _evidence(odd, even)
+        return self._evidence(group, [term for term in self.loose[group] if not term.joint & family])
 
     def contribution(self, term: Term) -> Tensor:
-        """A term's similarity matrix at the present elements, from its cache while nothing it depends on changes."""
-        stamp = tuple(self.versions[name] for name in term.depends)
-        if term.stamp != stamp or term.cached is None:
-            term.cached, term.stamp = self.similarity(term, self.elements), stamp
-        return term.cached
+        """A term's similarity matrix at the present elements; unless large, kept while what it depends on stays."""
+        stamp = tuple(self.elements[name] for name in term.depends)
+        if term in self._similarities and self._similarities[term][0] == stamp:
+            return self._similarities[term][1]
+        similarity = self.similarity(term, self.elements)
+        if similarity.numel() <= KEPT:
+            self._similarities[term] = stamp, similarity
+        return similarity
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:
-        """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n), float64."""
-        slices = self._slices(term)
-        if slices is not None:
-            return slices.similarity(elements)
+        """A term's similarity matrix at given elements: slots of A by units of B, shape (n, n)."""
         rows_a, rows_b = self._rows(term, elements)
         similarity = rows_a @ rows_b.T
         if not term.relative:
             return similarity
         element = elements[term.binding.group]
         if element.scale is not None and term.binding.side.power:
-            similarity = similarity * element.scale.to(similarity.device)
+            similarity = similarity * element.scale.to(similarity)
         return torch.empty_like(similarity).index_copy_(1, element.perm.to(similarity.device), similarity)
 
     def by_slot(self, term: Term, elements: Elements) -> Tensor:
-        """What each slot contributes when everything is in place, shape (n,)."""
+        """What each slot contributes when everything is in place, shape (n,), float64."""
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
         return (term.binding.unfold(self.a[term.binding.tensor]).double() * term.binding.unfold(moved).double()).sum(1)
+
+    def constant(self, group: str) -> Tensor | None:
+        """The similarity of a group's units by what no other group moves, or None where signs hide it."""
+        sides = self.kept.get(group, {})
+        if not sides or self.spec.groups[group].kind.signs:
+            return None
+        return sides[True].constant()
 
     def cosine(self, group: str) -> float | None:
         """Mean cosine between the matched weights of the units of a group at the present elements."""
         if not self.terms[group]:
             return None
-        both, squares_a, squares_b = [torch.zeros(self.spec.groups[group].size, dtype=torch.float64) for _ in range(3)]
-        perm = self.elements[group].perm
-        plain = all(element.scale is None for element in self.elements.values())
-        for term in self.terms[group]:
-            slices = self._slices(term)
-            if plain and slices is not None:
-                if self.identity:
-                    both += slices.products
-                else:
-                    both += self.contribution(term).cpu().gather(1, perm.unsqueeze(1)).squeeze(1)
-                squares_a += slices.squares_a
-                squares_b += slices.squares_b[perm]
-                continue
-            name = term.binding.tensor
-            moved = act(self.b[name], self.on[name], self.elements)
-            rows_a, rows_b = term.binding.unfold(self.a[name]).double(), term.binding.unfold(moved).double()
-            both += (rows_a * rows_b).sum(1).cpu()
-            squares_a += rows_a.square().sum(1).cpu()
-            squares_b += rows_b.square().sum(1).cpu()
-        norms = (squares_a * squares_b).sqrt()
+        element = self.elements[group]
+        norms_a, norms_b = self.norms(group)
+        both = torch.zeros(len(norms_a), dtype=torch.float64)
+        if self._identity:
+            for slices in self.kept.get(group, {}).values():
+                both += slices.aligned()
+            for term in self.loose[group]:
+                both += self.by_slot(term, self.elements).cpu()
+        elif self._signed and not any(term.relative for term in self.terms[group]):
+            evidence = self.evidence(group)
+            assert evidence is not None
+            both = evidence.by_slot(element)
+            norms_b = norms_b[element.perm]
+        else:
+            return self._moved_cosine(group)
+        norms = norms_a * norms_b
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
 
-    def _slices(self, term: Term) -> Slices | None:
-        """The term's slices where they stay what they are while its group moves, and are small enough to keep."""
-        name = term.binding.tensor
-        if term.slices is None and not term.relative and self.a[name].numel() <= KEPT:
-            term.slices = Slices(term.binding, self.on[name], self.a[name], self.b[name])
-        return term.slices
+    def norms(self, group: str) -> tuple[Tensor, Tensor]:
+        """Norms of the units of A and of B, in their own order, shapes (n,), float64."""
+        if group not in self._lengths:
+            pairs = [slices.squares() for slices in self.kept.get(group, {}).values()]
+            for term in self.loose[group]:
+                rows = [term.binding.unfold(state[term.binding.tensor]) for state in (self.a, self.b)]
+                pairs.append(tuple(torch.linalg.vector_norm(r, dim=1, dtype=torch.float64).cpu() ** 2 for r in rows))
+            one, two = (torch.stack(side).sum(0).sqrt() for side in zip(*pairs, strict=True))
+            self._lengths[group] = one, two
+        return self._lengths[group]
+
+    def _moved_cosine(self, group: str) -> float:
+        """The same from the moved tensors themselves, whatever the elements are."""
+        sums = torch.zeros(3, self.spec.groups[group].size, dtype=torch.float64)
+        for term in self.terms[group]:
+            name = term.binding.tensor
+            moved = act(self.b[name], self.on[name], self.elements)
+            one, two = (term.binding.unfold(t).double() for t in (self.a[name], moved))
+            sums += torch.stack([(one * two).sum(1), one.square().sum(1), two.square().sum(1)]).cpu()
+        norms = (sums[1] * sums[2]).sqrt()
+        return float(torch.where(norms > 0, sums[0] / norms.clamp_min(1e-300), 0.0).mean()) if sums.shape[1] else 0.0
+
+    def _evidence(self, group: str, terms: list[Term]) -> Evidence | None:
+        sums: dict[bool, Tensor] = {}
+        for odd, slices in self.kept.get(group, {}).items():
+            sums[odd] = slices.similarity(self.elements).cpu()
+        for term in terms:
+            odd, matrix = self._layout.odd(term.binding), self.contribution(term).cpu()
+            sums[odd] = sums[odd] + matrix if odd in sums else matrix
+            del matrix
+        if not sums:
+            return None
+        return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
+
+    def _norm(self, tensor: str) -> float:
+        """Product of the norms of a tensor in both models."""
+        if tensor not in self._norms:
+            sides = [torch.linalg.vector_norm(state[tensor], dtype=torch.float64) for state in (self.a, self.b)]
+            self._norms[tensor] = float(sides[0] * sides[1])
+        return self._norms[tensor]
+
+    def _value(self, tensor: str, elements: Elements) -> float:
+        stamp = self._stamp(tensor)
+        if self._values.get(tensor, ((), 0.0))[0] != stamp:
+            self._values[tensor] = stamp, self.value(tensor, elements)
+        return self._values[tensor][1]
+
+    def _stamp(self, tensor: str) -> tuple[ScaledPermutation, ...]:
+        return tuple(self.elements[binding.group] for binding in self.on[tensor])
 
     def _rows(self, term: Term, elements: Elements) -> tuple[Tensor, Tensor]:
-        binding = term.binding
+        binding, a = term.binding, self.a[term.binding.tensor]
         if not term.relative:
             elements = {name: e for name, e in elements.items() if name != binding.group}
         moved = act(self.b[binding.tensor], self.on[binding.tensor], elements)
-        return binding.unfold(self.a[binding.tensor]).double(), binding.unfold(moved).double()
-
-    def _term(self, binding: AxisBinding) -> Term:
-        place = (binding.axis, binding.blocks)
-        elsewhere = {b.group for b in self.on[binding.tensor] if (b.axis, b.blocks) != place}
-        relative = binding.group in elsewhere or any(b.blocks > 1 for b in self.on[binding.tensor])
-        depends = elsewhere | ({binding.group} if relative else set())
-        return Term(binding, tuple(sorted(depends)), relative, frozenset(elsewhere))
-
-    def _fixed_part(self, group: str) -> tuple[Tensor | None, Tensor | None]:
-        if group not in self._fixed:
-            odd = even = None
-            for term in self.terms[group]:
-                if not term.depends:
-                    odd, even = _add(term, self.contribution(term), odd, even)
-            self._fixed[group] = (odd, even)
-        return self._fixed[group]
+        dtype = precision(a, moved)
+        return binding.unfold(a).to(dtype), binding.unfold(moved).to(dtype)
 
 
-def _add(term: Term, matrix: Tensor, odd: Tensor | None, even: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    matrix = matrix.cpu()
-    if term.binding.side.power:
-        return (matrix if odd is None else odd + matrix), even
-    return odd, (matrix if even is None else even + matrix)
-
-
-def _evidence(odd: Tensor | None, even: Tensor | None) -> Evidence | None:
-    if odd is None:
-        return None if even is None else Evidence(torch.zeros_like(even), even)
-    return Evidence(odd, even)
+def _sided(element: ScaledPermutation, odd: bool) -> ScaledPermutation:
+    return element if odd or element.scale is None else ScaledPermutation(element.perm)
 
 
 def _only_signs(element: ScaledPermutation) -> bool:
     return element.scale is None or bool((element.scale.abs() == 1).all())
-
-
-def _same(first: ScaledPermutation, second: ScaledPermutation) -> bool:
-    if first is second:
-        return True
-    if not torch.equal(first.perm, second.perm):
-        return False
-    if first.scale is None and second.scale is None:
-        return True
-    ones = torch.ones(first.size, dtype=torch.float64)
-    one, two = (ones if e.scale is None else e.scale for e in (first, second))
-    return torch.equal(one, two)

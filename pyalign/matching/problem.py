@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.errors import MismatchError, NonFiniteError
-from pyalign.symmetry import Alignment, SymmetrySpec, state_of
+from pyalign.symmetry import Alignment, SymmetrySpec
 
 __all__ = ["Method", "Problem", "check_finite", "check_same_architecture"]
 
@@ -44,13 +44,12 @@ class Method(Protocol):
         ...
 
 
-def check_same_architecture(model_a: nn.Module, model_b: nn.Module) -> None:
-    """Raise unless both models have the same tensors: names, shapes, dtypes, devices.
+def check_same_architecture(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]) -> None:
+    """Raise unless the states of both models have the same tensors: names, shapes, dtypes, devices.
 
     Raises:
         MismatchError: Names the first tensors that differ.
     """
-    state_a, state_b = state_of(model_a), state_of(model_b)
     only = {"A": [n for n in state_a if n not in state_b], "B": [n for n in state_b if n not in state_a]}
     if only["A"] or only["B"]:
         sides = [f"{len(v)} tensors only in model {k}: {_few(v)}" for k, v in only.items() if v]
@@ -64,17 +63,21 @@ def check_same_architecture(model_a: nn.Module, model_b: nn.Module) -> None:
             raise _mismatch(f"the models have tensors of different {what}", given, f"equal {what}s")
 
 
-def check_finite(model: nn.Module, which: str) -> None:
+def check_finite(state: Mapping[str, Tensor], which: str) -> None:
     """Raise if a weight or buffer holds NaN or infinity.
 
     Args:
-        model: The model.
+        state: Of the model.
         which: What it is called in the message, such as "A".
 
     Raises:
         NonFiniteError: Names the tensor and the model.
     """
-    for name, tensor in state_of(model).items():
+    sums = [tensor.sum().float() for tensor in state.values() if tensor.is_floating_point()]
+    # Sums are finite only if every entry is, and looking at them together takes a third of the time of one by one.
+    if not sums or (len({s.device for s in sums}) == 1 and bool(torch.stack(sums).isfinite().all())):
+        return
+    for name, tensor in state.items():
         bad = _count_bad(tensor)
         if bad:
             raise NonFiniteError(
@@ -88,8 +91,7 @@ def check_finite(model: nn.Module, which: str) -> None:
 def _count_bad(tensor: Tensor) -> int:
     if not tensor.is_floating_point():
         return 0
-    # The sum is finite only if every entry is, and takes a tenth of the time of looking at each.
-    return 0 if bool(torch.isfinite(tensor.sum())) else int((~torch.isfinite(tensor)).sum())
+    return int((~torch.isfinite(tensor)).sum())
 
 
 def _mismatch(what: str, given: str, expected: str) -> MismatchError:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyalign.engine import Assignment, linear_assignment
+from pyalign.engine import linear_assignment
 from pyalign.errors import InputError, MismatchError
 from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.families import Families, by_blocks
@@ -28,9 +28,11 @@ class WeightMatching:
 
     Maximises \(\sum_w \langle A_w, (g B)_w \rangle\) over the matched tensors (equal to minimising their distance;
     running statistics are moved along but do not count): group after group in a random order, the others held still,
-    until a sweep changes nothing. Every step is accepted only if the objective, in float64, rises. A group that
-    occurs twice in one tensor is linearised at its present element. The search begins at the identity or at the
-    matching of sorted weights (`signature_start`), whichever has the higher objective.
+    until a sweep changes nothing; groups whose neighbours stayed are passed over. Products are float32 (float64 for
+    float64 weights), and a step is accepted only if the objective rises by more than their rounding, or, where that
+    leaves it open, if it rises in float64. A group that occurs twice in one tensor is linearised at its present
+    element. The search begins at the identity or at the matching of sorted weights (`signature_start`), whichever has
+    the higher objective.
 
     Args:
         restarts: Searches with different orders, from which the best is kept.
@@ -69,7 +71,7 @@ class WeightMatching:
         identity = spec.identity().transforms
         objective = Objective(spec, state_a, state_b, identity)
         before = {name: objective.cosine(name) for name in spec.groups}
-        first = self._first(objective, state_a, state_b)
+        first = self._first(objective)
         generator = torch.Generator().manual_seed(problem.seed)
         best: _Descent | None = None
         hidden = None if problem.progress is None else not problem.progress
@@ -96,9 +98,7 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
-    def _first(
-        self, objective: Objective, state_a: Mapping[str, torch.Tensor], state_b: Mapping[str, torch.Tensor]
-    ) -> Elements:
+    def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
             if self.start.spec.fingerprint != spec.fingerprint:
@@ -108,7 +108,7 @@ class WeightMatching:
                     expected=spec.fingerprint,
                 )
             return self.start.transforms
-        sorted_weights = signature_start(spec, state_a, state_b, self.backend)
+        sorted_weights = signature_start(objective, self.backend)
         at_identity = objective.total
         objective.restart(sorted_weights)
         return sorted_weights if objective.total > at_identity else identity
@@ -124,56 +124,78 @@ class _Descent:
         self.solver = ""
         self.converged = False
         self.elements: Elements = dict(objective.elements)
-        self._starts: dict[str, Assignment] = {}
-        self._tried: dict[str, tuple[int, ...]] = {}
+        self._tried: dict[str, tuple[ScaledPermutation, ...]] = {}
+        groups = objective.spec.groups
+        self._within = {name: frozenset((name, *(g.name for g in families.within(name)))) for name in groups}
+        self._depends = {name: self._neighbours(name) for name in groups}
 
     def run(self, sweeps: int, generator: torch.Generator, bar: tqdm[Any]) -> None:
         """Sweep until a whole sweep changes nothing, or `sweeps` times."""
         groups = list(self.objective.spec.groups.values())
         for _ in range(sweeps):
-            order = torch.randperm(len(groups), generator=generator).tolist()
-            changed = [self.step(groups[i]) for i in order]
+            steps = len(self.trace)
+            for i in torch.randperm(len(groups), generator=generator).tolist():
+                self._step(groups[i])
             bar.update()
-            if not any(changed):
+            if len(self.trace) == steps:
                 self.converged = True
                 break
         self.elements = dict(self.objective.elements)
+        self.trace = _ending(self.trace, self.objective.exact())
 
-    def step(self, group: Group) -> bool:
-        """Improve one group, with everything within its units; say whether that helped."""
-        stamp = tuple(self.objective.versions.values())
+    def _step(self, group: Group) -> None:
+        """Improve one group, with everything within its units, unless nothing that matters to it has moved."""
+        stamp = tuple(self.objective.elements[name] for name in self._depends[group.name])
         if self._tried.get(group.name) == stamp:
-            return False
-        improved = False
-        if self.families.children.get(group.name):
-            proposal, gap = self.families.joint(self.objective, group)
-            self.gaps[group.name] = gap
-            improved = self._note(self.objective.accept(proposal))
+            return
+        self._tried[group.name] = stamp
+        if len(self._within[group.name]) > 1:
+            self._family(group)
         elif group.kind is not Kind.IDENTITY:
-            improved = self._single(group)
-        self._tried[group.name] = tuple(self.objective.versions.values())
-        return improved
+            self._single(group)
 
-    def _single(self, group: Group) -> bool:
+    def _family(self, group: Group) -> None:
+        proposal, self.gaps[group.name] = self.families.joint(self.objective, group)
+        self._note(self.objective.accept(proposal))
+
+    def _single(self, group: Group) -> None:
         evidence = self.objective.evidence(group.name)
         if evidence is None:
-            return False
+            return
         free = self.families.free(group)
-        gain = evidence.gain(free)
+        perm = self._assign(group, evidence.gain(free))
+        element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))
+        self._note(self.objective.accept_one(group.name, element, evidence))
+
+    def _assign(self, group: Group, gain: Tensor) -> Tensor:
+        """The best permutation of a group."""
         if isinstance(group.structure, Wreath):
             perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
-        else:
-            answer = linear_assignment(gain, maximize=True, start=self._starts.get(group.name), backend=self.backend)
-            assert isinstance(answer.perm, torch.Tensor) and isinstance(answer.gap, torch.Tensor)
-            self._starts[group.name], self.solver = answer, answer.backend
-            perm, self.gaps[group.name] = answer.perm.cpu(), float(answer.gap)
-        element = ScaledPermutation(perm, signs_of(evidence.similarity, perm, free))
-        return self._note(self.objective.accept_one(group.name, element, evidence))
+            return perm
+        # Not from the earlier answer: only groups with moved neighbours come here, and for them that takes longer.
+        answer = linear_assignment(gain, maximize=True, backend=self.backend)
+        assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
+        self.solver, self.gaps[group.name] = answer.backend, float(answer.gap)
+        return answer.perm.cpu()
 
-    def _note(self, accepted: bool) -> bool:
+    def _neighbours(self, group: str) -> list[str]:
+        """The groups on whose elements the best element of this one, with all within its units, depends."""
+        structure, within = self.objective.spec.groups[group].structure, self._within[group]
+        found = {structure.outer} if isinstance(structure, Wreath) else set()
+        for name in within:
+            found |= self.objective.depends(name)
+        return sorted(found)
+
+    def _note(self, accepted: bool) -> None:
         if accepted:
             self.trace.append(self.objective.total)
-        return accepted
+
+
+def _ending(trace: list[float], exact: float) -> list[float]:
+    """The trace with its rises, known up to the rounding of the similarities, scaled to end at the exact objective."""
+    rise = trace[-1] - trace[0]
+    factor = (exact - trace[0]) / rise if rise > 0 else 1.0
+    return [*(trace[0] + factor * (value - trace[0]) for value in trace[:-1]), exact] if len(trace) > 1 else trace
 
 
 def _notes(spec: SymmetrySpec, objective: Objective, converged: bool, sweeps: int) -> list[str]:

@@ -208,6 +208,27 @@ def test_the_plain_objective_agrees_with_the_alignments(bench):
     assert bench.competitors.objective(axes, one, two, perms) == pytest.approx(alignment.objective, rel=1e-9)
 
 
+def test_from_the_identity_weight_matching_ends_where_the_plain_method_does(bench):
+    """Updated and skipped similarities change nothing: the same orders of groups lead to the same permutations."""
+    models = []
+    for seed in (0, 1):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            layers = (nn.Conv2d(3, 20, 3), nn.BatchNorm2d(20), nn.ReLU(), nn.Conv2d(20, 24, 3), nn.ReLU(), nn.Flatten())
+            models.append(nn.Sequential(*layers, nn.Linear(96, 30), nn.ReLU(), nn.Linear(30, 5)).eval())
+    spec = pyalign.derive(models[0], torch.zeros(2, 3, 6, 6))
+    axes, shapes = bench.competitors.axes_of(spec)
+    one, two = ({n: m.state_dict()[n].reshape(shapes[n]) for n in axes} for m in models)
+    ends = []
+    for seed in range(3):
+        method = pyalign.WeightMatching(start=spec.identity())
+        found = pyalign.align(*models, method=method, spec=spec, verify=False, seed=seed)
+        perms = bench.competitors.weight_matching(axes, one, two, seed=seed).perms
+        assert all(torch.equal(perm, found.transforms[group].perm) for group, perm in perms.items())
+        ends.append(found.objective)
+    assert len(set(ends)) > 1, "the orders would lead to one place anyway"
+
+
 def test_a_product_axis_is_split(bench):
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2))
     axes, shapes = bench.competitors.axes_of(pyalign.derive(model, torch.zeros(1, 1, 4, 4)))
