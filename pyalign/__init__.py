@@ -6,17 +6,19 @@ from pyalign import engine, errors, io, matching, paths, statistics, symmetry
 from pyalign.engine import linear_sum_assignment
 from pyalign.matching import ActivationMatching, WeightMatching, align
 from pyalign.merge import merge
-from pyalign.paths import Barrier, barrier, interpolate
+from pyalign.paths import Barrier, Curve, barrier, curve, interpolate
 from pyalign.symmetry import Alignment, SymmetrySpec, declare, derive, verify
 
 __all__ = [
     "ActivationMatching",
     "Alignment",
     "Barrier",
+    "Curve",
     "SymmetrySpec",
     "WeightMatching",
     "align",
     "barrier",
+    "curve",
     "declare",
     "derive",
     "engine",

@@ -13,7 +13,7 @@ from pyalign.errors import MismatchError, NonFiniteError, PyalignWarning
 from pyalign.io.fit import differences
 from pyalign.io.reader import StateReader
 
-__all__ = ["Blend", "shapes_of"]
+__all__ = ["BLENDED", "Blend", "shapes_of", "sum_into"]
 
 State = Mapping[str, Tensor]
 BLENDED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -89,7 +89,7 @@ class Blend:
             if taken is None and name in self._taken:
                 taken = 0
             if taken is None:
-                _sum_into(target, tensors, weights)
+                sum_into(target, tensors, weights)
             else:
                 target.copy_(tensors[taken])
             result[name] = target
@@ -143,12 +143,13 @@ class Blend:
                 )
 
 
-def _sum_into(out: Tensor, tensors: list[Tensor], weights: Sequence[float]) -> None:
+def sum_into(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """Write a weighted sum of tensors of one kind to `out`; a single weight of one copies that tensor bit by bit."""
     if out.is_complex():
         out, tensors = torch.view_as_real(out), [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
     if out.dtype not in BLENDED:  # such as float8, which the engine does not add
         wide = torch.empty_like(out, dtype=torch.float32)
-        _sum_into(wide, [tensor.float() for tensor in tensors], weights)
+        sum_into(wide, [tensor.float() for tensor in tensors], weights)
         out.copy_(wide)
     elif len(tensors) == 2 and weights[0] == 1.0 - weights[1]:
         engine.permuted_lerp(tensors[0], tensors[1], weights[1], out=out)
