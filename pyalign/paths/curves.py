@@ -29,7 +29,7 @@ LABELS = ("model a", "model b")
 class Curve:
     r"""The path \(\phi(t) = \sum_i c_i(t)\,\theta_i\) through A, `bends` inner control points and B.
 
-    As it is made it is the straight line with evenly spaced bends; `pyalign.curve` trains them. Parameters of A that require
+    A new one is the straight line with evenly spaced bends; `pyalign.curve` trains them. Parameters of A that require
     gradients, BatchNorm's scale and shift among them, follow the curve. Everything else stays on the
     straight line: frozen parameters, buffers, and BatchNorm statistics, which fit no model between the ends and must be
     re-estimated (`evaluate(recalibrate=...)`). The ends are A and B bit by bit; the curve holds copies.

@@ -60,8 +60,8 @@ def curve(
 
     Minimises \(\mathbb{E}_{t \sim U[0, 1]} [L(\phi(t)) + \tfrac{\lambda}{2} \|\phi(t)\|^2]\) with one t per batch. The
     point on the curve is one weighted sum of all control points and is run by `torch.func.functional_call`, in training
-    mode: any module will do, and neither model is changed. Align B to A first (`pyalign.align`): a curve between aligned
-    models is better everywhere.
+    mode: any module will do, and neither model is changed. Align B to A first (`pyalign.align`): curves between
+    aligned models are better everywhere.
 
     Args:
         model_a: The model at t = 0. Its parameters that require gradients follow the curve, the others the line.
