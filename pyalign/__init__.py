@@ -6,7 +6,7 @@ from pyalign import engine, errors, io, matching, paths, statistics, symmetry
 from pyalign.engine import linear_sum_assignment
 from pyalign.matching import ActivationMatching, WeightMatching, align
 from pyalign.merge import merge
-from pyalign.paths import Barrier, Curve, barrier, curve, interpolate
+from pyalign.paths import Barrier, Curve, barrier, curve, interpolate, plane
 from pyalign.symmetry import Alignment, SymmetrySpec, declare, derive, verify
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "matching",
     "merge",
     "paths",
+    "plane",
     "statistics",
     "symmetry",
     "verify",
