@@ -18,7 +18,7 @@ from pyalign.errors import InputError, MismatchError
 from pyalign.matching.birkhoff import decompose, nearest
 from pyalign.matching.problem import Method, Problem
 from pyalign.matching.relaxed import RelaxedObjective, movable
-from pyalign.paths import Curve, garipov_schedule
+from pyalign.paths import Curve, Step, garipov_schedule
 from pyalign.paths.fit import SGD
 from pyalign.paths.point import CurveObjective, Loss
 from pyalign.paths.randomness import forked
@@ -64,6 +64,8 @@ class PAM:
         judged: Batches that candidates are judged on, each at its own t.
         loss: `loss(output, targets)`; None as for `pyalign.curve`.
         checkpoint: A folder for the checkpoints of all phases; a search that is stopped goes on from them.
+        every: Steps between checkpoints.
+        callback: Called after every step of every phase with its `Step`; it may raise to stop the search.
 
     Source:
         Tatro et al. 2020 (arXiv 2009.02439), section 4 and appendix.
@@ -86,6 +88,8 @@ class PAM:
     judged: int = 16
     loss: Loss | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    every: int = 500
+    callback: Callable[[Step], None] | None = None
 
     def __post_init__(self) -> None:
         counts = {n: getattr(self, n) for n in ("rounds", "permutation_epochs", "epochs", "judged")}
@@ -204,7 +208,7 @@ class PAM:
         return Settings(
             lr=self.lr, optimizer=SGD, epochs=self.epochs, schedule=self.schedule, seed=problem.seed,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint) / f"{phase}-{round_}.safetensors",
-            progress=problem.progress,
+            every=self.every, callback=self.callback, progress=problem.progress,
         )  # fmt: skip
 
     def _data(self, problem: Problem) -> Iterable[Any]:

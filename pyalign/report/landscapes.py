@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pyalign.paths import Correlations, PlaneRecord
 
-__all__ = ["layers_figure", "plane_figure"]
+__all__ = ["alignment_figure", "layers_figure", "plane_figure"]
 
 LEVELS = 14
 
@@ -152,6 +152,42 @@ def layers_figure(
         axes.set(xlabel="t  (0: model A, 1: model B)", xlim=(-0.02, 1.02))
         axes.set_ylabel(f"correlation with t = {next(iter(records.values())).reference:g}")
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+def alignment_figure(
+    groups: Mapping[str, tuple[float, float]], *, title: str = "", size: tuple[float, float] | None = None
+) -> Figure:
+    """Draw the mean correlation of every group of units before and after aligning.
+
+    Args:
+        groups: Group -> correlation before and after, in the order of the computation.
+        title: Drawn above.
+        size: Width and height in inches.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        InputError: No groups.
+        PyalignError: matplotlib is not installed.
+    """
+    if not groups:
+        raise InputError("nothing to draw", given="no groups", expected="at least one")
+    with styled():
+        figure = new_figure(*(size or (max(4.4, 0.28 * len(groups)), 3.4)))
+        axes = figure.subplots()
+        places = list(range(1, len(groups) + 1))
+        for place, (before, after) in zip(places, groups.values(), strict=True):
+            axes.plot([place, place], [before, after], color=MUTED, linewidth=1.0)
+        for index, (name, look) in enumerate(zip(("before", "after"), SERIES, strict=False)):
+            values = [pair[index] for pair in groups.values()]
+            axes.plot(places, values, color=look.colour, marker=look.marker, linestyle="none", label=name)
+        axes.set(xlabel="group, in the order of the computation", ylabel="mean correlation of units")
+        axes.set_xticks(places[:: max(1, len(places) // 12)])
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return figure

@@ -85,26 +85,25 @@ def test_dict_inputs_and_what_cannot_be_attacked():
             PGD(**wrong)
 
 
-def blobs():
+def two_features():
+    """One feature that is always right but that an attack can turn, and one that is right nine times in ten."""
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(2, (256,), generator=generator)
-    # one strong feature that an attack can reach, and one that it cannot
-    x = torch.stack(
-        (0.5 + 0.04 * (2.0 * y - 1), 0.5 + 0.3 * (2.0 * y - 1) * (torch.rand(256, generator=generator) < 0.9)), 1
-    )
-    return [(x[i : i + 64], y[i : i + 64]) for i in range(0, 256, 64)]
+    sign = 2.0 * y - 1
+    right = torch.where(torch.rand(256, generator=generator) < 0.9, 1.0, -1.0)
+    return [(torch.stack((0.4 * sign, 1.5 * sign * right), 1), y)]
 
 
 def test_robust_training_gives_a_robust_model():
-    attack, data = PGD("linf", 0.1, 0.05, 4), blobs()
+    attack, data = PGD("linf", 1.0, 0.5, 3, bounds=None), two_features()
     accuracy = {}
     for name, how in (("plain", None), ("robust", attack)):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
-        fit(model, data, epochs=60, lr=0.3, weight_decay=0.0, attack=how)
+        model = nn.Linear(2, 2)
+        fit(model, data, epochs=40, lr=2.0, weight_decay=0.0, attack=how)
         record = robust_measure(LinearPath(model, model), data, attack, points=2)
         accuracy[name] = record.clean.accuracy[0], record.robust.accuracy[0]
-    assert accuracy["plain"][0] > 0.95 and accuracy["robust"][1] > accuracy["plain"][1] + 0.05, accuracy
+    assert accuracy["plain"][0] > 0.95 and accuracy["robust"][1] > accuracy["plain"][1] + 0.3, accuracy
 
 
 def test_fitting_resumes_to_the_bit_and_tells_what_is_wrong(tmp_path):
@@ -156,7 +155,7 @@ def test_attacked_batches_leave_mode_and_gradients_alone():
 def test_a_curve_trained_on_attacks_is_more_robust_than_the_line():
     a, b, data = classifier(0, norm=False), classifier(1, norm=False), labelled((32, 32))
     attack = PGD("linf", 0.1, 0.05, 2, bounds=None)
-    path = pyalign.curve(a, b, data, epochs=15, lr=0.2, attack=attack)
+    path = pyalign.curve(a, b, data, epochs=10, lr=0.3, attack=attack)
     line, curve = (robust_measure(p, data, attack, points=3) for p in (LinearPath(a, b), path))
     assert curve.robust.loss[1] < line.robust.loss[1] - 0.02
 
