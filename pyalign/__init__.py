@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pyalign import engine, errors, io, matching, paths, statistics, symmetry
+from pyalign import engine, errors, io, matching, paths, statistics, symmetry, train
 from pyalign.engine import linear_sum_assignment
 from pyalign.matching import PAM, ActivationMatching, WeightMatching, align
 from pyalign.merge import merge
@@ -33,6 +33,7 @@ __all__ = [
     "plane",
     "statistics",
     "symmetry",
+    "train",
     "verify",
 ]
 

@@ -31,7 +31,8 @@ def run():
     grid = tuple(i / 4 for i in range(5))
     plane = PlaneRecord(
         grid, grid, tuple(tuple(x * x + y for x in grid) for y in grid), tuple((0.5, 0.6, 0.7, 0.8, 0.9) for _ in grid),
-        ((0.0, 0.0), (1.0, 0.0), (0.5, 0.75)), (0.1, 1.0, 0.9), (0.9, 0.8, 0.7), {"curve": ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))},
+        ((0.0, 0.0), (1.0, 0.0), (0.5, 0.75)), (0.1, 1.0, 0.9), (0.9, 0.8, 0.7),
+        {"curve": ((0.0, 0.0), (0.5, 0.5), (1.0, 0.0))},
     )  # fmt: skip
     layers = Correlations(0.0, t, ("conv1 & <bn>", "fc"), ("g", "h"), (rates, hill), (hill, hill))
     return Run(
