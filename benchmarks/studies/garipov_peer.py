@@ -1,7 +1,7 @@
 """One Bezier curve trained twice: by `pyalign.curve`, and by the public code of Garipov et al. 2018.
 
-Both get the same ends, batches, draws of t and hyper-parameters (SGD 0.9 on cross-entropy with weight decay on the point,
-the learning rate changed once an epoch). What is compared is the bend and the loss along the curve.
+Both get the same ends, batches, draws of t and hyper-parameters (SGD 0.9, weight decay on the point, the
+learning rate changed once an epoch). What is compared is the bend and the loss along the curve.
 
 python -m benchmarks.studies.garipov_peer --reference path/to/dnn-mode-connectivity --out benchmarks/results
 """
@@ -124,7 +124,7 @@ def markdown(found: dict[str, Any]) -> str:
     s = found["settings"]
     out += [
         "",
-        f"Test loss. Largest difference {found['largest_difference']:.2g}; the two bends lie {found['bend_distance']:.2g} "
+        f"Test loss. Largest difference {found['largest_difference']:.2g}; the bends lie {found['bend_distance']:.2g} "
         f"apart after moving {found['bend_moved']:.2g} from the middle of the ends. ConvFC on CIFAR-10, {s['images']} "
         f"training images, {s['epochs']} epochs of batch {BATCH} ({s['steps']} steps), torch {s['torch']}.",
     ]

@@ -23,7 +23,7 @@ class Mixture(NamedTuple):
         return self.perms[int(torch.multinomial(self.weights, 1, generator=generator))]
 
 
-def project(matrix: Tensor, alternations: int = 200, tolerance: float = 1e-9) -> Tensor:
+def project(matrix: Tensor, alternations: int = 200, tolerance: float = 1e-7) -> Tensor:
     r"""The doubly stochastic matrix nearest to `matrix` in Frobenius norm.
 
     Alternates the projection onto the matrices whose rows and columns sum to 1,

@@ -23,7 +23,7 @@ Trains the bends of a curve from model A to model B, so that the loss is low all
 should have been brought to A (`pyalign align`), or --alignment names the alignment to apply first. A run that is
 stopped goes on from its --checkpoint, to the bit. `pyalign evaluate` measures the curve."""
 EXAMPLES = (
-    "pyalign curve --model pyalign.demo:network --a a.safetensors --b b_aligned.safetensors --epochs 2 \\",
+    "pyalign curve --model pyalign.demo:network --a a.safetensors --b b_aligned.safetensors --steps 10 \\",
     "    --data digits:train --checkpoint run.safetensors --out curve.safetensors",
 )
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -24,7 +24,7 @@ Measures a model, or a curve that `pyalign curve` wrote: loss and accuracy at ev
 means, and the barriers. Models with BatchNorm need --recalibrate between the ends of a curve."""
 EXAMPLES = (
     "pyalign evaluate --model pyalign.demo:network --curve curve.safetensors --points 5 --data digits:test \\",
-    "    --recalibrate digits:train --plot curve.svg",
+    "    --recalibrate digits:train --limit 256 --plot curve.svg",
     "pyalign evaluate --model pyalign.demo:network --checkpoint a.safetensors --data digits:test",
 )
 

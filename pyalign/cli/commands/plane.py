@@ -22,8 +22,8 @@ Measures a grid of models on the plane through three: the ends and the middle of
 picture, or any three checkpoints. Models with BatchNorm need --recalibrate. A run that is stopped goes on from its
 --checkpoint."""
 EXAMPLES = (
-    "pyalign plane --model pyalign.demo:network --curve curve.safetensors --resolution 3 --data digits:test \\",
-    "    --recalibrate digits:train --checkpoint plane-run.json --plot plane.svg --save plane.json",
+    "pyalign plane --model pyalign.demo:network --curve curve.safetensors --resolution 2 --data digits:test \\",
+    "    --recalibrate digits:train --limit 128 --checkpoint plane-run.json --plot plane.svg --save plane.json",
 )
 
 
