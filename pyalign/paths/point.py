@@ -128,8 +128,13 @@ def runnable(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     return module
 
 
-def _decaying(point: Tensor, decay: float) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: gradient.add(point, alpha=decay)
+def _decaying(point: Tensor, decay: float) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:
+        # In place: the gradient was just put together out of its parts by the split, nobody else holds it, and a second
+        # copy would be a whole set of weights.
+        gradient.add_(point, alpha=decay)
+
+    return hook
 
 
 def digest(tensors: list[Tensor]) -> str:
