@@ -59,16 +59,17 @@ def curve_step(a: nn.Module, b: nn.Module, bends: int, x: Tensor, y: Tensor) -> 
 
 
 def times(steps: dict[str, Step], repetitions: int) -> dict[str, list[float]]:
-    """Seconds of every step, alternated, after one warm-up each."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    """Seconds of every step, alternated, after one warm-up each; under "name, processor" those of the processor."""
+    found: dict[str, list[float]] = {f"{name}{clock}": [] for name in steps for clock in ("", ", processor")}
     for round_ in range(repetitions + 1):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             step()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if round_:
                 found[name].append(time.perf_counter() - began)
+                found[f"{name}, processor"].append(time.process_time() - worked)
     return found
 
 
@@ -119,7 +120,8 @@ def study(width: int, batch: int, bends: Sequence[int], repetitions: int) -> dic
             "control_points": 0 if key == "plain" else int(key.split()[0]) + 2,
             "seconds": middle[key],
             "range": [min(seconds[key]), max(seconds[key])],
-            "time_ratio": statistics.median(s / p for s, p in zip(seconds[key], seconds["plain"], strict=True)),
+            "time_ratio": _ratio(seconds[key], seconds["plain"]),
+            "processor_ratio": _ratio(seconds[f"{key}, processor"], seconds["plain, processor"]),
             "peak_weights": (memory[key] - memory["plain"]) / weights,
         }
         for key in makers
@@ -131,14 +133,21 @@ def study(width: int, batch: int, bends: Sequence[int], repetitions: int) -> dic
     return {"settings": {**about, **machine, **versions, "process_peak_kib": peak_kib}, "rows": rows}
 
 
+def _ratio(times: Sequence[float], plain: Sequence[float]) -> float:
+    return statistics.median(x / y for x, y in zip(times, plain, strict=True))
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The table of the study."""
     s = found["settings"]
-    out = ["| step | control points k | seconds | ratio | peak memory beyond it, in weights | allowed: k + 1 |"]
-    out += ["|---|---|---|---|---|---|"]
+    out = [
+        "| step | control points k | seconds | ratio (wall clock) | ratio (processor) | peak memory beyond it, in weights | allowed: k + 1 |"
+    ]
+    out += ["|---|---|---|---|---|---|---|"]
     for row in found["rows"]:
         k = row["control_points"]
         cells = [row["contestant"], str(k or ""), f"{row['seconds']:.4f}", f"{row['time_ratio']:.3f}"]
+        cells.append(f"{row['processor_ratio']:.3f}")
         cells += ["", ""] if not k else [f"{row['peak_weights']:.2f}", str(k + 1)]
         out.append("| " + " | ".join(cells) + " |")
     out += [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,5 +60,9 @@ class TinyTen(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
-NETWORKS = {"resnet20": lambda w: ResNet(3, w), "resnet32": lambda w: ResNet(5, w), "tinyten": TinyTen}
-"""Name -> network of a given width of its first layer."""
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "resnet20": partial(ResNet, 3),
+    "resnet32": partial(ResNet, 5),
+    "tinyten": TinyTen,
+}
+"""Name -> network, given the width of its first layer and the number of classes."""

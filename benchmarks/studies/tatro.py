@@ -25,16 +25,13 @@ from torch import Tensor, nn
 import pyalign
 from benchmarks.studies.data import MEAN, STD, Absent, Augmented, Images, cifar10, image_folder
 from benchmarks.studies.networks import NETWORKS
+from benchmarks.studies.tatro_tables import METHODS, row_of, verdicts, write
 from pyalign._atomic import replacing
 from pyalign.errors import PyalignWarning
 from pyalign.matching import PAM, Problem
 from pyalign.paths import Correlations, Curve, CurveRecord, PlaneRecord, correlations
-from pyalign.report import Run, export_figures, run_page
+from pyalign.report import Run
 from pyalign.train import PGD, Normalised, RobustRecord, fit, robust_measure
-
-METHODS = ("unaligned", "PAM unaligned", "PAM aligned", "aligned")
-PUBLISHED = {"tinyten": ((87.4, 82.8), (87.6, 84.0), (88.4, 87.6), (88.5, 87.8)),
-             "resnet32": ((92.2, 89.1), (92.4, 89.9), (92.7, 92.1), (92.7, 92.2))}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ class Study:
         """A trained network."""
         torch.manual_seed(seed)
         classes = int(self.train.y.max()) + 1
-        model: nn.Module = NETWORKS[name](width, classes=classes) if name == "tinyten" else NETWORKS[name](width)
+        model: nn.Module = NETWORKS[name](width, classes)
         model = (Normalised(model, MEAN, STD) if robust else model).to(self.device)
         s, stem = self.scale, self.work / f"{name}-{'robust-' if robust else ''}{seed}"
         epochs = s.robust_epochs if robust else s.epochs
@@ -243,59 +240,6 @@ class Study:
         return RobustRecord.from_dict(self.kept(f"{stem}-{method}-robust", compute))
 
 
-def row_of(network: str, width: int, pair: int, method: str, record: CurveRecord) -> dict[str, Any]:
-    """One line of the table: accuracies in per cent."""
-    accuracy = record.summary("accuracy")
-    ends = (record.accuracy or (0.0,))[0], (record.accuracy or (0.0,))[-1]
-    return {
-        "network": network, "width": width, "pair": pair, "method": method, "ends": [100 * x for x in ends],
-        "average": 100 * accuracy.mean, "minimum": 100 * accuracy.min, "largest_loss": record.summary("loss").max,
-    }  # fmt: skip
-
-
-def verdicts(
-    rows: Sequence[dict[str, Any]], layers: dict[str, dict[str, float]], robust: dict[str, float]
-) -> list[str]:
-    """What the paper shows and these numbers do not."""
-    found = []
-    for key in dict.fromkeys((r["network"], r["pair"]) for r in rows):
-        mine = {r["method"]: r for r in rows if (r["network"], r["pair"]) == key}
-        if mine["aligned"]["minimum"] <= mine["unaligned"]["minimum"]:
-            found.append(f"{key}: the minimum of aligned is not above unaligned")
-        if "PAM aligned" in mine and mine["PAM aligned"]["minimum"] > mine["aligned"]["minimum"] + 1.0:
-            found.append(f"{key}: PAM from the aligned start is better by more than a point")
-    found += [
-        f"{key}: correlation along the aligned curve is not higher"
-        for key, means in layers.items() if means["aligned"] <= means["unaligned"]
-    ]  # fmt: skip
-    if robust and robust["aligned"] >= robust["unaligned"]:
-        found.append("the robust loss barrier is not lower with alignment")
-    return found
-
-
-def markdown(content: dict[str, Any]) -> str:
-    """The tables of the study."""
-    out = ["| network (width), pair | ends | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
-    rows = content["rows"]
-    for key in dict.fromkeys((r["network"], r["width"], r["pair"]) for r in rows):
-        mine = {r["method"]: r for r in rows if (r["network"], r["width"], r["pair"]) == key}
-        ends = " / ".join(f"{x:.1f}" for x in next(iter(mine.values()))["ends"])
-        cells = [f"{mine[m]['average']:.1f} / {mine[m]['minimum']:.1f}" if m in mine else "" for m in METHODS]
-        out.append(f"| {key[0]} ({key[1]}), {key[2]} | {ends} | " + " | ".join(cells) + " |")
-    for name, values in PUBLISHED.items():
-        out.append(f"| {name}, published | | " + " | ".join(f"{a} / {m}" for a, m in values) + " |")
-    out += ["", "Average / minimum test accuracy along the curve, per cent.", ""]
-    out += ["| pair | mean correlation along the curve: unaligned | aligned |", "|---|---|---|"]
-    out += [f"| {k} | {v['unaligned']:.3f} | {v['aligned']:.3f} |" for k, v in content["layers"].items()]
-    if content["robust"]:
-        r = content["robust"]
-        out += ["", f"Robust loss barrier along the curve: unaligned {r['unaligned']:.4f}, aligned {r['aligned']:.4f}."]
-    out += ["", *(f"Falls short: {line}." for line in content["falls_short"])]
-    s = content["settings"]
-    out += ["", f"Scale {s['scale']}, {s['device']}, torch {s['torch']}, pyalign {s['pyalign']}, {s['machine']}."]
-    return "\n".join(out) + "\n"
-
-
 def carry_out(study: Study) -> tuple[dict[str, Any], Run]:
     """All phases in order; what is done already is read back."""
     rows, layers, paths, planes, along = [], {}, {}, {}, {}
@@ -324,18 +268,6 @@ def carry_out(study: Study) -> tuple[dict[str, Any], Run]:
         paths, planes, alignments, along, attacks, {k: str(v) for k, v in asdict(study.scale).items()},
     )  # fmt: skip
     return content, run
-
-
-def write(folder: Path, content: dict[str, Any], run: Run) -> str:
-    """Write table, numbers, page and figures; return the table."""
-    table = markdown(content)
-    texts = {"tatro.json": json.dumps(content, indent=1) + "\n", "tatro.html": run_page(run)}
-    texts["tatro.md"] = "# Curves between aligned networks\n\n" + table
-    for name, text in texts.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    export_figures(run, folder / "tatro", ("png",))
-    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
