@@ -141,7 +141,7 @@ def markdown(found: dict[str, Any]) -> str:
     """The table of the study."""
     s = found["settings"]
     out = [
-        "| step | control points k | seconds | ratio (wall clock) | ratio (processor) | peak weights beyond it | k + 1 |"
+        "| step | control points k | seconds | ratio (wall clock) | ratio (processor) | peak weights beyond | k + 1 |"
     ]
     out += ["|---|---|---|---|---|---|---|"]
     for row in found["rows"]:
