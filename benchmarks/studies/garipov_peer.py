@@ -62,12 +62,12 @@ def theirs(
     return net
 
 
-def study(reference: Path, images: int, epochs: int, points: int) -> dict[str, Any]:
+def study(reference: Path, images: int, tested: int, epochs: int, points: int) -> dict[str, Any]:
     """Train both and compare."""
     sys.path.insert(0, str(reference))
     module, models = importlib.import_module("curves"), importlib.import_module("models.convfc")
     architecture = models.ConvFC
-    train, test = cifar10("train", images, seed=0), cifar10("test", 1000, seed=1)
+    train, test = cifar10("train", images, seed=0), cifar10("test", tested, seed=1)
     ends = []
     for seed in (0, 1):
         torch.manual_seed(seed)
@@ -89,7 +89,14 @@ def study(reference: Path, images: int, epochs: int, points: int) -> dict[str, A
     gap = sum(float((p - q).square().sum()) for p, q in zip(mine, theirs_bend, strict=True)) ** 0.5
     start = list(pyalign.Curve(*ends).control_point(1).values())
     way = sum(float((p - q).square().sum()) for p, q in zip(mine, start, strict=True)) ** 0.5
-    return _summed(record, straight, reference_loss, gap, way, {"images": images, "epochs": epochs, "steps": len(ts)})
+    return _summed(
+        record,
+        straight,
+        reference_loss,
+        gap,
+        way,
+        {"images": images, "test": tested, "epochs": epochs, "steps": len(ts)},
+    )
 
 
 def _loss(architecture: Any, net: Any, t: float, batches: list[tuple[Tensor, Tensor]]) -> float:
@@ -126,7 +133,8 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         f"Test loss. Largest difference {found['largest_difference']:.2g}; the bends lie {found['bend_distance']:.2g} "
         f"apart after moving {found['bend_moved']:.2g} from the middle of the ends. ConvFC on CIFAR-10, {s['images']} "
-        f"training images, {s['epochs']} epochs of batch {BATCH} ({s['steps']} steps), torch {s['torch']}.",
+        f"training and {s['test']} test images, {s['epochs']} epochs of batch {BATCH} ({s['steps']} steps), "
+        f"torch {s['torch']}.",
     ]
     return "\n".join(out) + "\n"
 
@@ -136,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True, help="a checkout of timgaripov/dnn-mode-connectivity")
     parser.add_argument("--images", type=int, default=2560)
+    parser.add_argument("--test", type=int, default=1000, help="test images (default 1000)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--points", type=int, default=11)
     parser.add_argument("--out", type=Path, help="folder to write garipov_peer.json and garipov_peer.md to")
@@ -144,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"skipped: no curves.py in {options.reference}")
         return 0
     try:
-        found = study(options.reference, options.images, options.epochs, options.points)
+        found = study(options.reference, options.images, options.test, options.epochs, options.points)
     except Absent as reason:
         print(f"skipped: {reason}")
         return 0
