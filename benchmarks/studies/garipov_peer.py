@@ -84,7 +84,7 @@ def study(reference: Path, images: int, tested: int, epochs: int, points: int) -
     net = theirs(module, architecture, ends, Augmented(train, BATCH, 5), ts, epochs)
     record = ours.evaluate(batches, points=points)
     reference_loss = [_loss(architecture, net, t, batches) for t in record.t]
-    theirs_bend = list(net.net.parameters())[1::3]
+    theirs_bend = [parameter.detach() for parameter in net.net.parameters()][1::3]
     mine = list(ours.control_point(1).values())
     gap = sum(float((p - q).square().sum()) for p, q in zip(mine, theirs_bend, strict=True)) ** 0.5
     start = list(pyalign.Curve(*ends).control_point(1).values())

@@ -13,7 +13,7 @@ from pyalign.errors import MismatchError, NonFiniteError, PyalignWarning
 from pyalign.io.fit import differences
 from pyalign.io.reader import StateReader
 
-__all__ = ["BLENDED", "Blend", "shapes_of", "sum_into"]
+__all__ = ["BLENDED", "Blend", "is_finite", "shapes_of", "sum_into"]
 
 State = Mapping[str, Tensor]
 BLENDED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -111,7 +111,7 @@ class Blend:
                 expected="one dtype and device",
                 do="convert one of them with .to(dtype) or .to(device)",
             )
-        infinite = [label for tensor, label in zip(tensors, self.labels, strict=True) if not _finite(tensor)]
+        infinite = [label for tensor, label in zip(tensors, self.labels, strict=True) if not is_finite(tensor)]
         if infinite and not all(torch.equal(tensors[0], other) for other in tensors):
             raise NonFiniteError(
                 f"NaN or infinity in {name!r} of {infinite[0]}",
@@ -167,7 +167,8 @@ def _continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; one that is not floating or complex never does."""
     if not _continuous(tensor) or not tensor.numel() or tensor.is_meta:
         return True
     if tensor.dtype in BLENDED:

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyalign.errors import InputError, NonFiniteError
+from pyalign.paths.blend import is_finite
 from pyalign.paths.feed import Feed
 from pyalign.paths.randomness import Randomness, forked, generators_of
 from pyalign.paths.resume import History, Progress, RunFile
@@ -220,20 +221,29 @@ class _Run:
 
     def _check(self, step: Step, loss: Tensor) -> None:
         value = float(loss.detach())
-        if math.isfinite(value):
-            return
+        if not math.isfinite(value):
+            where = "" if step.t is None else f", t={step.t:.6g}"
+            raise self._stopped(f"the loss became {value} at step {step.step}{where}", step.lr)
+
+    def _stopped(self, what: str, lr: float) -> NonFiniteError:
         kept = "no checkpoint was asked for"
         if self.file is not None and self.file.saved is not None:
             kept = f"the checkpoint {self.file.path} of step {self.file.saved} is kept"
-        raise NonFiniteError(
-            f"the loss became {value} at step {step.step}" + ("" if step.t is None else f", t={step.t:.6g}"),
-            given=f"epoch {step.epoch}, lr={step.lr:g}; {kept}",
-            expected="a finite loss",
+        return NonFiniteError(
+            what,
+            given=f"epoch {self.feed.epoch}, lr={lr:g}; {kept}",
+            expected="finite numbers",
             do="lower lr, clip gradients with clip=, or use precision=torch.bfloat16 instead of float16",
         )
 
     def _save(self) -> None:
         assert self.file is not None and self.feed.began is not None
+        # A gradient may be NaN where the loss was not: such weights must not replace the last good ones.
+        if not all(is_finite(parameter.detach()) for parameter in self.objective.parameters):
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            raise self._stopped(
+                f"the weights became NaN or infinite by step {self.feed.step}, t={self.objective.t}", lr
+            )
         now = time.perf_counter()
         self.progress.seconds, self.began = self.progress.seconds + now - self.began, now
         self.progress.step, self.progress.epoch, self.progress.index = self.feed.step, self.feed.epoch, self.feed.index

@@ -139,6 +139,19 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(tmp_path):
                 expected.state(0.5))  # fmt: skip
 
 
+def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
+    path, calls = tmp_path / "run.safetensors", []
+
+    def loss(output, targets):
+        calls.append(1)
+        # of a finite value with a gradient that is not
+        more = (0.0 * output.sum()).sqrt() if len(calls) == 4 else 0.0
+        return F.cross_entropy(output, targets) + more
+
+    with pytest.raises(NonFiniteError, match=r"weights became NaN or infinite by step 4, t=0\.\d+.*of step 2 is kept"):
+        curve(classifier(0), classifier(1), labelled(), steps=4, loss=loss, checkpoint=path, every=2)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
