@@ -174,7 +174,8 @@ class PAM:
         stay = {name: torch.arange(len(perm)) for name, perm in perms.items()}
         tried = [stay, {name: nearest(matrix.detach()) for name, matrix in objective.matrices.items()}]
         tried += [{n: m.sample(generator) for n, m in mixtures.items()} for _ in range(self.candidates)]
-        batches = list(islice(checked(self._data(problem)), self.judged))
+        with forked(problem.seed, []):
+            batches = list(islice(checked(self._data(problem)), self.judged))
         values = [_judge(objective, change, batches, problem.seed) for change in tried]
         # The first of equal ones is taken, and the present permutations stand first.
         best = min(range(len(tried)), key=values.__getitem__)

@@ -71,6 +71,7 @@ class Feed:
         """The batches from a position on: the epoch is begun as it was then, and what was seen is passed over."""
         self.epoch, self.index, self.step, self.began = epoch, index, step, began
         if self.done:
+            self._put(now)  # what comes after this run draws on from here, as if the run had just ended
             return
         self._put(began)
         batches = self._open()

@@ -1,6 +1,7 @@
 """The Birkhoff polytope by its definition, relaxed permutations, and proximal alternating minimisation."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -152,15 +153,36 @@ def test_the_start_and_what_was_found_are_composed():
         assert isinstance(element, ScaledPermutation) and torch.equal(element.perm, first.transforms[name].perm)
 
 
+class Shuffled:
+    """Batches in an order of their own, which goes on from epoch to epoch."""
+
+    def __init__(self):
+        self.batches, self.generator = batches(), torch.Generator().manual_seed(3)
+
+    def __iter__(self):
+        return iter([self.batches[i] for i in torch.randperm(3, generator=self.generator)])
+
+
 def test_it_resumes_from_its_folder(tmp_path):
-    a, b, data = network(0), network(1), batches()
-    problem = Problem(a, b, derive(a, data[0][0]), data, seed=0)
-    answer = small(checkpoint=tmp_path).run(problem)
+    a, b, steps = network(0), network(1), []
+    problem = Problem(a, b, derive(a, batches()[0][0]), Shuffled(), seed=0)
+
+    def stop(step):
+        steps.append(step)
+        if len(steps) == 5:  # two phases of three steps
+            raise KeyboardInterrupt
+
+    whole = small(judged=1).run(problem)
+    with pytest.raises(KeyboardInterrupt):
+        small(judged=1, checkpoint=tmp_path, every=1, callback=stop).run(replace(problem, data=Shuffled()))
+    problem = replace(problem, data=Shuffled())
+    answer = small(judged=1, checkpoint=tmp_path, every=1).run(problem)
+    assert all(torch.equal(answer.curve.state(0.5)[n], t) for n, t in whole.curve.state(0.5).items())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curve-0.safetensors", "permutations-0.safetensors"]
-    again = small(checkpoint=tmp_path).run(problem)
+    again = small(judged=1, checkpoint=tmp_path).run(replace(problem, data=Shuffled()))
     assert all(torch.equal(answer.curve.state(0.5)[n], t) for n, t in again.curve.state(0.5).items())
     with pytest.raises(CheckpointError, match="another run"):
-        small(checkpoint=tmp_path, lr=0.2).run(problem)
+        small(judged=1, checkpoint=tmp_path, lr=0.2).run(replace(problem, data=Shuffled()))
 
 
 @pytest.mark.parametrize(
