@@ -2,21 +2,24 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from pyalign import engine, errors, io, matching, paths, statistics, symmetry
+from pyalign import engine, errors, io, matching, paths, statistics, symmetry, train
 from pyalign.engine import linear_sum_assignment
-from pyalign.matching import ActivationMatching, WeightMatching, align
+from pyalign.matching import PAM, ActivationMatching, WeightMatching, align
 from pyalign.merge import merge
-from pyalign.paths import Barrier, barrier, interpolate
+from pyalign.paths import Barrier, Curve, barrier, curve, interpolate, plane
 from pyalign.symmetry import Alignment, SymmetrySpec, declare, derive, verify
 
 __all__ = [
+    "PAM",
     "ActivationMatching",
     "Alignment",
     "Barrier",
+    "Curve",
     "SymmetrySpec",
     "WeightMatching",
     "align",
     "barrier",
+    "curve",
     "declare",
     "derive",
     "engine",
@@ -27,8 +30,10 @@ __all__ = [
     "matching",
     "merge",
     "paths",
+    "plane",
     "statistics",
     "symmetry",
+    "train",
     "verify",
 ]
 

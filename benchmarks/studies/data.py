@@ -6,12 +6,13 @@ import importlib.util
 import io
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MEAN = (0.4914, 0.4822, 0.4465)
@@ -72,6 +73,55 @@ def cifar10(part: str, count: int, seed: int) -> Images:
     x = (pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
     labels = torch.tensor([classes[name.split("/")[-2]] for name in chosen])
     return Images(x.permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def image_folder(folder: Path, part: str, count: int | None, seed: int, size: int = 32) -> Images:
+    """Random images of `folder/part`, which has one folder of images a class, scaled to `size` x `size`.
+
+    Raises:
+        Absent: There are no images.
+    """
+    from PIL import Image
+
+    names = sorted(path for path in (folder / part).glob("*/*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    if not names:
+        raise Absent(f"no images in {folder / part}, which should have one folder of images a class")
+    classes = {name: label for label, name in enumerate(sorted({path.parent.name for path in names}))}
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    pixels = []
+    for index in order:
+        with Image.open(names[index]) as image:
+            pixels.append(torch.from_numpy(np.array(image.convert("RGB").resize((size, size)))))
+    x = (torch.stack(pixels).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    return Images(x.permute(0, 3, 1, 2).contiguous(), torch.tensor([classes[names[i].parent.name] for i in order]))
+
+
+class Augmented:
+    """Shuffled batches with random shifts of up to 4 pixels and mirroring, drawn from a generator of its own.
+
+    Args:
+        images: What is drawn from.
+        size: Images in a batch; a last short one is left out.
+        seed: Of the order and the augmentations of all epochs.
+        change: Done to each batch of images at last, such as moving them to a device.
+    """
+
+    def __init__(self, images: Images, size: int, seed: int, change: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        self.images, self.size, self.change = images, size, change
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.images.y) // self.size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.images.y), generator=self.generator)
+        for chosen in order[: len(self) * self.size].split(self.size):
+            x = self.images.x[chosen]
+            rows, columns = (torch.randint(9, (2,), generator=self.generator)).tolist()
+            x = F.pad(x, (4, 4, 4, 4))[:, :, rows : rows + x.shape[2], columns : columns + x.shape[3]]
+            mirrored = torch.rand(len(x), generator=self.generator) < 0.5
+            x = torch.where(mirrored.reshape(-1, 1, 1, 1), x.flip(3), x)
+            yield self.change(x), self.images.y[chosen].to(self.change(x[:0]).device)
 
 
 _CONTENT: dict[tuple[Path, str], dict[str, bytes]] = {}

@@ -13,7 +13,7 @@ from pyalign.errors import MismatchError, NonFiniteError, PyalignWarning
 from pyalign.io.fit import differences
 from pyalign.io.reader import StateReader
 
-__all__ = ["Blend", "shapes_of"]
+__all__ = ["BLENDED", "Blend", "is_finite", "shapes_of", "sum_into"]
 
 State = Mapping[str, Tensor]
 BLENDED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -89,7 +89,7 @@ class Blend:
             if taken is None and name in self._taken:
                 taken = 0
             if taken is None:
-                _sum_into(target, tensors, weights)
+                sum_into(target, tensors, weights)
             else:
                 target.copy_(tensors[taken])
             result[name] = target
@@ -111,7 +111,7 @@ class Blend:
                 expected="one dtype and device",
                 do="convert one of them with .to(dtype) or .to(device)",
             )
-        infinite = [label for tensor, label in zip(tensors, self.labels, strict=True) if not _finite(tensor)]
+        infinite = [label for tensor, label in zip(tensors, self.labels, strict=True) if not is_finite(tensor)]
         if infinite and not all(torch.equal(tensors[0], other) for other in tensors):
             raise NonFiniteError(
                 f"NaN or infinity in {name!r} of {infinite[0]}",
@@ -143,12 +143,13 @@ class Blend:
                 )
 
 
-def _sum_into(out: Tensor, tensors: list[Tensor], weights: Sequence[float]) -> None:
+def sum_into(out: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
+    """Write a weighted sum of tensors of one kind to `out`; a single weight of one copies that tensor bit by bit."""
     if out.is_complex():
         out, tensors = torch.view_as_real(out), [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
     if out.dtype not in BLENDED:  # such as float8, which the engine does not add
         wide = torch.empty_like(out, dtype=torch.float32)
-        _sum_into(wide, [tensor.float() for tensor in tensors], weights)
+        sum_into(wide, [tensor.float() for tensor in tensors], weights)
         out.copy_(wide)
     elif len(tensors) == 2 and weights[0] == 1.0 - weights[1]:
         engine.permuted_lerp(tensors[0], tensors[1], weights[1], out=out)
@@ -166,7 +167,8 @@ def _continuous(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; one that is not floating or complex never does."""
     if not _continuous(tensor) or not tensor.numel() or tensor.is_meta:
         return True
     if tensor.dtype in BLENDED:

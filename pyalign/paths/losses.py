@@ -12,7 +12,7 @@ from torch import Tensor
 from pyalign.errors import DataError
 from pyalign.statistics.batches import describe, outputs_of
 
-__all__ = ["IGNORED", "Sums", "sums_of"]
+__all__ = ["IGNORED", "Sums", "mean_loss", "sums_of"]
 
 IGNORED = -100
 """The class index that counts in no loss and no accuracy, as in torch.nn.functional.cross_entropy."""
@@ -58,13 +58,41 @@ def sums_of(output: Any, targets: Any, size: int, loss: Callable[[Any, Any], Any
             error = _wide(answer) - _wide(targets.to(answer.device))
             return Sums(float(error.square().sum(dtype=torch.float64)), targets.numel(), None, 0)
     except (RuntimeError, IndexError, TypeError, ValueError) as failure:
-        raise DataError(
-            f"the loss cannot be computed on batch {index} ({type(failure).__name__}: {failure})",
-            given=f"outputs {describe(output)}, targets {describe(targets)}",
-            expected="targets that fit the outputs",
-            do="look at the range and dtype of the targets, or pass loss=",
-        ) from failure
+        raise _failed(output, targets, index, failure) from failure
     raise _unfit(output, targets, index)
+
+
+def mean_loss(output: Any, targets: Any, loss: Callable[[Any, Any], Any] | None, index: int) -> Tensor:
+    """The loss of batch `index` to train with: the mean that `sums_of` would give, with gradients.
+
+    Raises:
+        DataError: Targets are missing or do not fit the outputs, or a custom loss gives no number.
+    """
+    classes = isinstance(targets, Tensor) and not targets.is_floating_point() and not targets.is_complex()
+    try:
+        if loss is not None:
+            value = loss(output, targets)
+            if isinstance(value, Tensor) and value.numel() == 1:
+                return value.reshape(())
+            raise TypeError(f"the loss gives {describe(value)} instead of one number")
+        scores = _by_class(outputs_of(output), targets) if classes else None
+        if scores is not None:
+            return F.cross_entropy(_wide(scores[0]), scores[1], ignore_index=IGNORED)
+        answer = outputs_of(output)
+        if isinstance(targets, Tensor) and not classes and targets.shape == answer.shape:
+            return F.mse_loss(_wide(answer), _wide(targets.to(answer.device)))
+    except (RuntimeError, IndexError, TypeError, ValueError) as failure:
+        raise _failed(output, targets, index, failure) from failure
+    raise _unfit(output, targets, index)
+
+
+def _failed(output: Any, targets: Any, index: int, failure: Exception) -> DataError:
+    return DataError(
+        f"the loss cannot be computed on batch {index} ({type(failure).__name__}: {failure})",
+        given=f"outputs {describe(output)}, targets {describe(targets)}",
+        expected="targets that fit the outputs",
+        do="look at the range and dtype of the targets, or pass loss=",
+    )
 
 
 def _by_class(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -1,4 +1,4 @@
-"""One self-contained HTML page out of texts, tables, tiles and figures: no script, no font, no address of any host."""
+"""One self-contained HTML page out of texts, tables, tiles and figures: no font and no address of any host."""
 
 from __future__ import annotations
 
@@ -80,7 +80,15 @@ class Section:
     items: Sequence[Picture | Table | Tile] = ()
 
 
-def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str = "", language: str = "en") -> str:
+def page(
+    title: str,
+    sections: Sequence[Section],
+    *,
+    lead: str = "",
+    footer: str = "",
+    language: str = "en",
+    numbers: str = "",
+) -> str:
     """Build the HTML of a page that needs nothing but itself; it reads on a phone, in print, in light and dark.
 
     Args:
@@ -89,6 +97,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str
         lead: One paragraph under the heading.
         footer: One line at the end, such as versions and the command that made the page.
         language: Of the texts, as in HTML's `lang`.
+        numbers: A JSON text that a button under the heading copies to the clipboard. Without it the page has no script.
 
     Returns:
         The page. All texts are escaped: none of them is read as HTML.
@@ -110,7 +119,7 @@ def page(title: str, sections: Sequence[Section], *, lead: str = "", footer: str
         '<meta name="color-scheme" content="light dark">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        f"<header><h1>{escape(title)}</h1>{_paragraph(lead, 'lead')}</header>\n{body}</main>\n"
+        f"<header><h1>{escape(title)}</h1>{_paragraph(lead, 'lead')}{_button(numbers)}</header>\n{body}</main>\n"
         f"<footer>{_paragraph(footer)}</footer>\n</body>\n</html>\n"
     )
 
@@ -168,6 +177,19 @@ def _table(item: Table) -> str:
 
 def _is_number(text: str) -> bool:
     return text.strip("+-−% ").replace(".", "", 1).replace(" ", "").isdigit()
+
+
+def _button(numbers: str) -> str:
+    """A button that copies the numbers; the text lies in the page as data, where no `<` can end it."""
+    if not numbers:
+        return ""
+    script = resources.files("pyalign.report").joinpath("copy.js").read_text(encoding="utf-8").strip()
+    data = numbers.replace("<", "\\u003c")
+    return (
+        '<p class="copy"><button type="button" id="copy">Copy the numbers (JSON)</button> '
+        f'<span id="copied" role="status"></span></p><script type="application/json" id="numbers">{data}</script>'
+        f"<script>{script}</script>"
+    )
 
 
 def _paragraph(text: str, kind: str = "") -> str:

@@ -16,7 +16,7 @@ from pyalign.errors import NonFiniteError
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
 
-__all__ = ["has_batchnorm", "reestimate_batchnorm", "reestimating"]
+__all__ = ["has_batchnorm", "reestimate_batchnorm", "reestimating", "running_statistics"]
 
 logger = logging.getLogger("pyalign")
 
@@ -29,6 +29,18 @@ def has_batchnorm(model: nn.Module) -> bool:
         (True, False)
     """
     return bool(_tracking(model))
+
+
+def running_statistics(model: nn.Module) -> set[str]:
+    """Names of the buffers that hold running statistics, as in the state dict.
+
+    Example:
+        >>> sorted(running_statistics(nn.Sequential(nn.BatchNorm1d(3))))
+        ['0.num_batches_tracked', '0.running_mean', '0.running_var']
+    """
+    return {
+        f"{name}.{buffer}" if name else buffer for name, norm in _tracking(model).items() for buffer in norm._buffers
+    }
 
 
 def _tracking(model: nn.Module) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def test_debug_shows_the_traceback(workplace, capsys):
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--restarts", "3"],
         ["barrier", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--plot", "x.html"],
         ["barrier", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "-t", "x"],
+        ["curve", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--out", "c.safetensors"],
+        ["curve", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--steps", "1", "--out", "c.pt"],
+        ["evaluate", "--model", "m:f", "--checkpoint", "a.pt", "--data", "digits", "--points", "5"],
+        ["evaluate", "--model", "m:f", "--data", "digits"],
+        ["plane", "--model", "m:f", "--anchors", "a.pt", "b.pt", "c.pt", "--data", "digits"],
     ],
     ids=" ".join,
 )
