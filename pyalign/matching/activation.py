@@ -99,8 +99,8 @@ class ActivationMatching:
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
         elements = {name: solution.elements[name] for name in spec.groups}
         before, after = {}, {}
-        for name, moments in by_group.items():
-            correlation = self._mean_correlation(moments, evidence[name])
+        for name, sites in by_group.items():
+            correlation = self._mean_correlation(sites, evidence[name])
             before[name] = _along(correlation, ScaledPermutation.identity(len(correlation)))
             after[name] = _along(correlation, elements[name])
         return Alignment(
