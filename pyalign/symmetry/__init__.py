@@ -6,6 +6,7 @@ from pyalign.symmetry.declare import declare
 from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
 from pyalign.symmetry.verify import Verification, sound, verify
@@ -13,6 +14,7 @@ from pyalign.symmetry.verify import Verification, sound, verify
 __all__ = [
     "Alignment",
     "AxisBinding",
+    "BlockLinear",
     "FixedAxis",
     "Flat",
     "Group",

@@ -14,8 +14,9 @@ from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
+from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
-from pyalign.symmetry.transforms import ScaledPermutation
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
 
 __all__ = ["Verification", "sound", "verify"]
 
@@ -145,7 +146,7 @@ class _Probe:
         self.base = self.outputs(self.state)
         self.scale = max((float(t.abs().max()) for t in self.base if t.numel()), default=0.0) or 1.0
 
-    def error(self, spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> float:
+    def error(self, spec: SymmetrySpec, elements: Mapping[str, Transform]) -> float:
         """Largest relative change of the outputs."""
         return self.difference(self.outputs(spec.apply(elements, self.state)))
 
@@ -194,13 +195,13 @@ class _Probe:
         return torch.randn(tensor.shape, generator=self.generator).to(tensor.device)
 
 
-def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:
+def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, Transform], tolerance: float) -> str:
     """Which group breaks the function, and which change of its bindings would mend it."""
     for members in _families(spec):
         alone = {name: elements[name] for name in members}
         if probe.error(spec, alone) <= tolerance:
             continue
-        moved = {name: ScaledPermutation(g.perm) for name, g in alone.items()}
+        moved = {name: g if isinstance(g, BlockLinear) else ScaledPermutation(g.perm) for name, g in alone.items()}
         if probe.error(spec, moved) <= tolerance:
             kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in members)
             return f"reordering is right, but signs or scales are not, in group {kinds} on {_bound(spec, members)}"
@@ -209,7 +210,7 @@ def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermu
 
 
 def _mend(
-    spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, ScaledPermutation], tolerance: float
+    spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, Transform], tolerance: float
 ) -> str:
     """The one binding that is too much, misplaced or missing."""
     for binding in (b for m in members for b in spec.of(m)):

@@ -12,9 +12,10 @@ from torch import Tensor
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.hashing import IntArray
 from pyalign.symmetry.tracing.scales import Scales
 from pyalign.symmetry.tracing.solve import Class, Units, components
-from pyalign.symmetry.tracing.ties import IntArray, ParameterAxis, Ties
+from pyalign.symmetry.tracing.ties import ParameterAxis, Ties
 from pyalign.symmetry.tracing.tracer import Sight
 
 __all__ = ["build_spec"]

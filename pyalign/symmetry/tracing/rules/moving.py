@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, compact
+from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
-from pyalign.symmetry.tracing.ties import Ties, as_array
+from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
