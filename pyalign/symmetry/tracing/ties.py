@@ -61,6 +61,13 @@ class Ties:
         self.origin = np.concatenate([self.origin, atoms])
         return atoms
 
+    def axis_of(self, atoms: IntArray) -> IntArray:
+        """Number of the parameter axis of each atom, -1 for atoms of none."""
+        starts = np.array([axis.start for axis in self.axes])
+        ends = np.array([axis.start + axis.size for axis in self.axes])
+        number = np.searchsorted(starts, atoms, side="right") - 1
+        return np.where((number >= 0) & (atoms < ends[number]), number, -1)
+
     def new_copies(self, atoms: IntArray) -> IntArray:
         """Further atoms of the same units, one for each of `atoms`."""
         copies = self.new_atoms(len(atoms))
@@ -70,6 +77,7 @@ class Ties:
     def new_group(self, count: int) -> IntArray:
         """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
         blocks = self.new_atoms(count)
+        self.mixing.forbid(blocks, "values that belong to no parameter")
         self.mark(blocks, np.zeros(count, np.int64))
         return blocks
 
@@ -148,6 +156,7 @@ class Ties:
         atoms = as_array(plane.atoms)
         own = self.new_atoms(atoms.size)
         self.pinned[own] = self.pinned[atoms.reshape(-1)]
+        self.mixing.forbid(own, "what is left of units after a sum")
         self.edges.append((own, atoms.reshape(-1).copy()))
         if plane.scaled:
             self.tie_scale(own, atoms.reshape(-1), 1)

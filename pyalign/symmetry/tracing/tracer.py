@@ -195,20 +195,15 @@ class Trace(TorchDispatchMode):
         results = self._ruled(rule, call)
         outputs = tensors_of(call.out)
         results = [*results, *[()] * (len(outputs) - len(results))]
-        results = [tuple(p for p in planes if self.ties.moves(p)) for planes in results]
+        results = [tuple(p for p in planes if self._moves(p)) for planes in results]
         for planes in results:
             for plane in planes:
                 self.ties.see(plane)
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
         pending, self._suspended = self._suspended, None
-        self._set(
-            call.out,
-            [
-                Label(planes, leaks=leaks if n else (), pending=None if n else pending)
-                for n, planes in enumerate(results)
-            ],
-        )
+        extra: dict[str, Any] = {"leaks": leaks, "pending": pending}
+        self._set(call.out, [Label(planes, **({} if n else extra)) for n, planes in enumerate(results)])
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
@@ -216,6 +211,13 @@ class Trace(TorchDispatchMode):
         ):
             self._update_relatives(outputs[0], results[0])
         self._sight(call, outputs, results)
+
+    def _moves(self, plane: Plane) -> bool:
+        """Whether a plane is worth following; what is not followed cannot be mixed."""
+        if self.ties.moves(plane):
+            return True
+        self.ties.mixing.part([plane], "held in place")
+        return False
 
     def _ruled(self, rule: Rule | None, call: Call) -> list[tuple[Plane, ...]]:
         try:

@@ -43,6 +43,8 @@ def combine(
     Returns:
         The planes of the result.
     """
+    if not judged:
+        _mixed(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
         others = {d for j, other in enumerate(operands) if j != i for d in other.fixed}
         for plane in operand.planes:
@@ -57,8 +59,6 @@ def combine(
         for j, q in ranked[n + 1 :]:
             if i != j and set(p.dims) & set(q.dims):
                 trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
-    if not judged:
-        _mixed(trace.ties.mixing, operands, mode, reason, summed)
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)

@@ -77,6 +77,7 @@ def _distinct(ties: Ties, plane: Plane) -> Plane:
     copies = atoms.copy()
     copies[again] = ties.new_copies(atoms[again])
     ties.tie(copies, atoms)
+    ties.mixing.join(copies, atoms)
     if plane.scaled:
         ties.tie_scale(copies, atoms, 1)
     return Plane(torch.from_numpy(copies).reshape(plane.atoms.shape), plane.scaled)
