@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyalign.engine import Assignment, linear_assignment
 from pyalign.errors import InputError, MismatchError
 from pyalign.matching.assign import children_of, signs_of
+from pyalign.matching.classes import match_classes
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem
@@ -63,10 +64,12 @@ class WeightMatching:
 
     def match(self, problem: Problem) -> Alignment:
         """Search for the elements that bring the weights of model B closest to those of model A."""
+        if any(group.kind.mixes for group in problem.spec.groups.values()):
+            return self._match_classes(problem)
         began = time.perf_counter()
         spec = problem.spec
         state_a, state_b = state_of(problem.model_a), state_of(problem.model_b)
-        identity = spec.identity().transforms
+        identity = spec.identity().reorderings
         objective = Objective(spec, state_a, state_b, identity)
         before = {name: objective.cosine(name) for name in spec.groups}
         first = self._first(objective, state_a, state_b)
@@ -96,6 +99,16 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
+    def _match_classes(self, problem: Problem) -> Alignment:
+        return match_classes(
+            problem,
+            restarts=self.restarts,
+            sweeps=self.sweeps,
+            signs=self.signs,
+            start=self.start,
+            backend=self.backend,
+        )
+
     def _first(
         self, objective: Objective, state_a: Mapping[str, torch.Tensor], state_b: Mapping[str, torch.Tensor]
     ) -> Elements:
@@ -107,7 +120,7 @@ class WeightMatching:
                     given=f"fingerprint {self.start.spec.fingerprint}",
                     expected=spec.fingerprint,
                 )
-            return self.start.transforms
+            return self.start.reorderings
         sorted_weights = signature_start(spec, state_a, state_b, self.backend)
         at_identity = objective.total
         objective.restart(sorted_weights)

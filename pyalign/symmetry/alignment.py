@@ -157,6 +157,23 @@ class Alignment:
         """Fraction of the units that change place (of blocks, where units are mixed), per group."""
         return {n: _moved(g) for n, g in self.transforms.items() if g.size}
 
+    @property
+    def reorderings(self) -> dict[str, ScaledPermutation]:
+        """The elements, where none mixes units.
+
+        Raises:
+            InputError: A group mixes units.
+        """
+        found = {n: g for n, g in self.transforms.items() if isinstance(g, ScaledPermutation)}
+        if len(found) != len(self.transforms):
+            raise InputError(
+                "not all groups only reorder units",
+                given=f"{next(n for n in self.transforms if n not in found)!r} mixes them",
+                expected="permutations, signs and scales",
+                do="restrict the spec: spec.within(Kind.SCALED)",
+            )
+        return found
+
     def report(self) -> str:
         """The alignment as a table: per group, how much moved and how well it matches."""
         rows = []

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.tracing.build import build_spec
@@ -29,7 +30,7 @@ logger = logging.getLogger("pyalign")
 _EXTRA_TRACES = 4
 
 
-def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
+def derive(model: nn.Module, example_inputs: Any, *, within: Kind = Kind.SCALED) -> SymmetrySpec:
     """Find what may move in a model without changing its function, by watching one forward computation.
 
     Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are
@@ -43,6 +44,9 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
         model: Any module on any device; it is run on `example_inputs` without gradients.
         example_inputs: One batch: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
             A small batch of real or random data will do; its values matter only where they steer control flow.
+        within: The largest class that is looked for. By default units are reordered, with signs and scales;
+            `Kind.INVERTIBLE` also finds where units may be mixed: orthogonal and invertible matrices (within
+            attention heads, on a residual stream without scales) and rotations of rotary pairs.
 
     Returns:
         The spec: groups, bindings, observation sites, what is fixed and why.
@@ -88,7 +92,8 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
             ties.pin(np.arange(axis.start, axis.start + axis.size), "never used in the computation")
     notes += _unknown(traces)
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
-    return build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes)
+    spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
+    return spec if within is Kind.SCALED else spec.within(within)
 
 
 def _noisy(inputs: Any, seed: int) -> Any:

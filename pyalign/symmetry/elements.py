@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,7 +13,10 @@ from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.transforms import ScaledPermutation, Transform, random_scale
 
-__all__ = ["as_matrices", "following", "random_element"]
+if TYPE_CHECKING:
+    from pyalign.symmetry.spec import SymmetrySpec
+
+__all__ = ["as_matrices", "completed", "following", "random_element", "reordered"]
 
 
 def following(group: Group, elements: Mapping[str, Transform]) -> Transform:
@@ -51,6 +56,24 @@ def as_matrices(element: ScaledPermutation, group: Group, perm: torch.Tensor) ->
     slots = torch.arange(group.size)
     matrices[slots // inner, slots % inner, element.perm % inner] = scale
     return BlockLinear(matrices, group.kind, perm)
+
+
+def reordered(spec: SymmetrySpec) -> list[Group]:
+    """The groups that a method which only reorders units can match, those of blocks first."""
+    placed = {b.group for b in spec.bindings if b.placed}
+    return [replace(g, kind=g.kind & Kind.SCALED) for g in spec.outer_first() if g.name not in placed]
+
+
+def completed(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> dict[str, Transform]:
+    """An element for every group of `spec` from those of its `reordered` groups: nothing is mixed."""
+    found: dict[str, Transform] = {}
+    for group in spec.outer_first():
+        element = elements.get(group.name)
+        if element is None:
+            found[group.name] = following(group, found)
+        else:
+            found[group.name] = as_matrices(element, group, *_blocks(group, found)[1:]) if group.kind.mixes else element
+    return {name: found[name] for name in spec.groups}
 
 
 def _blocks(group: Group, elements: Mapping[str, Transform]) -> tuple[int, torch.Tensor]:

@@ -29,6 +29,7 @@ def build_spec(
     shapes: Mapping[str, tuple[int, ...]],
     aliases: dict[str, str],
     notes: Sequence[str],
+    within: Kind = Kind.INVERTIBLE,
 ) -> SymmetrySpec:
     """The spec of a solved trace.
 
@@ -39,6 +40,7 @@ def build_spec(
         shapes: Shape of every tensor of the state dict.
         aliases: Tied names.
         notes: Notes for the user.
+        within: The largest class that is looked for.
     """
     slots = Slots(units)
     layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
@@ -50,7 +52,7 @@ def build_spec(
     slots = Slots(units)
     _name(units.classes, layout)
     scales = Scales(ties, units)
-    mixtures = solve_mixtures(ties, units, scales)
+    mixtures = solve_mixtures(ties, units, scales) if within.mixes else []
     whole = {id(m.holder): m for m in mixtures if m.whole}
     groups, bindings = {}, []
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):

@@ -89,6 +89,8 @@ class _Coordinates:
                 np.add.at(self.marks, here, mix(np.array([number + (1 << 50)], np.uint64))[0])
                 if axis.buffer or axis.blocks > 1:
                     barred[here] = True
+        untouched = np.flatnonzero(mixing.marks == 0)
+        barred[self.of[untouched[ties.axis_of(untouched) >= 0]]] = True
         self.free = known & ~barred
         self.limits: dict[int, tuple[Kind, str]] = {}
         for atoms, kind, reason in mixing.limits:
@@ -106,6 +108,8 @@ class _Coordinates:
         """Sets of two or more coordinates with equal marks: the parameter atoms of each, in a fixed order."""
         own = np.concatenate([np.arange(a.start, a.start + a.size) for a in self.ties.axes] or [np.zeros(0, np.int64)])
         own = own[self.free[self.of[own]]]
+        if not len(own):
+            return []
         order = np.argsort(self.of[own], kind="stable")
         numbers, starts = np.unique(self.of[own][order], return_index=True)
         members = np.split(own[order], starts[1:])

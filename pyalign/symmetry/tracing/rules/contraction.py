@@ -83,6 +83,8 @@ def convolution(trace: Trace, call: Call) -> list[Planes]:
         _channels(trace, x, "convolution moves along it"), 1, groups, [0, 1, rank - 1, *range(3, 3 + space)], rank
     )
     ws = _weight(trace, weight, groups, transposed, rank)
+    if groups > 1:
+        trace.ties.mixing.touch([p for p in (*xs.planes, *ws.planes) if p.along({1})], {1})
     if groups > 1 and x.shape[1] // groups > 1:
         _block(trace, [p for p in (*xs.planes, *ws.planes) if p.along({1})], groups, rank)
         xs, ws = _tie_in_blocks(trace, xs, ws, rank)
