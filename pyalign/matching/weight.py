@@ -38,6 +38,9 @@ class WeightMatching:
         sweeps: Most sweeps over all groups of each.
         signs: Use signs where a group allows them. Scales are left at 1.
         start: Begin here instead: an alignment of the same spec, such as that of activation matching.
+        within: The largest class `pyalign.align` derives for it: `Kind.INVERTIBLE` for all, `Kind.PERMUTATION` for
+            permutations only. Where groups mix units (attention heads, residual streams without scales), the distance
+            itself is minimised over all classes, see `pyalign.matching.mixed.MixedDescent`.
         backend: Implementation of `pyalign.engine.linear_assignment`.
 
     Source:
@@ -53,6 +56,7 @@ class WeightMatching:
     signs: bool = True
     start: Alignment | None = None
     backend: str = "auto"
+    within: Kind = Kind.INVERTIBLE
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.sweeps < 1:

@@ -20,6 +20,7 @@ from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.tracing.build import build_spec
 from pyalign.symmetry.tracing.labels import Label
+from pyalign.symmetry.tracing.mixing import Mixing
 from pyalign.symmetry.tracing.solve import solve_units
 from pyalign.symmetry.tracing.ties import Ties
 from pyalign.symmetry.tracing.tracer import Escapes, Trace, source_label
@@ -64,7 +65,7 @@ def derive(model: nn.Module, example_inputs: Any, *, within: Kind = Kind.SCALED)
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise InputError("the model has lazy parameters without a shape", do="run it once before deriving")
-    ties = Ties()
+    ties = Ties(mixing=Mixing(active=within.mixes))
     sources, aliases = _sources(model, ties)
     traces = [_run(model, example_inputs, ties, sources, training=False)]
     notes: list[str] = []

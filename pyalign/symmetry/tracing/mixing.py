@@ -30,6 +30,9 @@ class Mixing:
         pairs: Atoms of the real and of the imaginary parts of pairs that only rotate.
         limits: Atoms, the largest class of matrices they allow, and why.
         barred: Atoms that no matrix may act on.
+        reasons: Atoms that were told apart, and why.
+        events: How many marks were left.
+        active: Whether anything is noted.
     """
 
     marks: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
@@ -39,6 +42,7 @@ class Mixing:
     limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
     reasons: list[tuple[IntArray, str]] = field(default_factory=list)
     events: int = 0
+    active: bool = True
 
     def grow(self, count: int) -> None:
         """There are `count` more atoms."""
@@ -47,11 +51,15 @@ class Mixing:
 
     def forbid(self, atoms: IntArray, reason: str) -> None:
         """No matrix may act on these atoms."""
+        if not self.active:
+            return
         self.barred[atoms] = True
         self.reasons.append((atoms, reason))
 
     def join(self, x: IntArray, y: IntArray) -> None:
         """Atoms at equal positions of two arrays are one coordinate."""
+        if not self.active:
+            return
         x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
         self.edges.append((x.copy(), y.copy()))
 
@@ -66,7 +74,7 @@ class Mixing:
             kind: What may act on the entries it does not tell apart.
             reason: What the operator is.
         """
-        for plane in planes:
+        for plane in planes if self.active else ():
             atoms = as_array(plane.atoms)
             self._mark(atoms, [d for d in plane.dims if d in broken])
             if kind is not Kind.INVERTIBLE:
@@ -74,7 +82,7 @@ class Mixing:
 
     def part(self, planes: Iterable[Plane], reason: str) -> None:
         """An operator that is not linear: every entry of these planes stands for itself."""
-        for plane in planes:
+        for plane in planes if self.active else ():
             atoms = np.unique(as_array(plane.atoms))
             self.events += 1
             np.add.at(self.marks, atoms, mix(atoms.astype(np.uint64) + np.uint64(self.events << 32)))
@@ -89,6 +97,8 @@ class Mixing:
             partner: The other entry of each entry's pair, shape (length of the axis,).
             real: Whether an entry is the real part of its pair.
         """
+        if not self.active:
+            return
         atoms = np.moveaxis(as_array(plane.atoms), axis, -1)
         first = np.flatnonzero(real)
         self.pairs.append((atoms[..., first].reshape(-1).copy(), atoms[..., partner[first]].reshape(-1).copy()))

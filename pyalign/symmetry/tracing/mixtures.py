@@ -154,6 +154,9 @@ class _Slots:
         if len(blocks) == 1:
             c, slot = self.where[blocks.pop()]
             return c, slot, False
+        rows = np.stack([self.units.unit[a] for a in atoms]) if len({len(a) for a in atoms}) == 1 else None
+        if rows is not None and (rows == rows[:1]).all():
+            return None, 0, False  # whole runs change places, which commutes with mixing all of them alike
         first = self.where.get(next(iter(own[0])))
         if first is None or first[0].outer is not None or any(len(us) != 1 for us in own):
             return None

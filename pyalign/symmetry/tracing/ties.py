@@ -43,6 +43,7 @@ class Ties:
     mixing: Mixing = field(default_factory=lambda: Mixing())
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
+    leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     events: int = 0
 
@@ -56,6 +57,7 @@ class Ties:
         start = self.atoms
         self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
+        self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -136,10 +138,17 @@ class Ties:
         first = atoms[tuple(slice(0, 1) if d in varying else slice(None) for d in range(atoms.ndim))]
         leader = np.broadcast_to(first, atoms.shape).reshape(-1).copy()
         self.edges.append((leader, atoms.reshape(-1)))
+        self.leader[atoms.reshape(-1)] = leader
         if plane.scaled:
             self.tie_scale(leader, atoms.reshape(-1), 1)
         self.keeps.append((np.unique(atoms), reason, True))
         self._mark_places(plane, dims)
+
+    def one_inside(self, plane: Plane, dims: set[int]) -> bool:
+        """Whether entries along `dims` are one unit already, at every place of the other axes."""
+        leaders = self.leader[as_array(plane.atoms)]
+        first = leaders[tuple(slice(0, 1) if d in dims else slice(None) for d in range(leaders.ndim))]
+        return bool((leaders == first).all() and (leaders != FIXED).all())
 
     def _mark_places(self, plane: Plane, dims: set[int]) -> None:
         atoms = as_array(plane.atoms)

@@ -57,12 +57,27 @@ def combine(
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
         for j, q in ranked[n + 1 :]:
-            if i != j and set(p.dims) & set(q.dims):
+            if i != j and set(p.dims) & set(q.dims) and not _shared(trace.ties, p, q, summed):
                 trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)
     return _widest(kept)
+
+
+def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
+    """Whether one operand serves all blocks of the other alike, entry by entry: blocks may move, their inside may not.
+
+    So it is with a scale inside every head (QK-norm), or a key that all heads read.
+    """
+    narrow, wide = (p, q) if len(p.dims) < len(q.dims) else (q, p)
+    inside = set(narrow.dims)
+    if not inside < set(wide.dims) or not (inside <= summed or ties.one_inside(wide, inside)):
+        return False
+    reason = "it serves the inside of all blocks alike"
+    ties.distinguish(wide, inside, reason)
+    ties.pin(np.unique(as_array(narrow.atoms)), reason, mixing=False)
+    return True
 
 
 def _mixed(mixing: Mixing, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int]) -> None:

@@ -118,8 +118,8 @@ def _indexed_axes(call: Call) -> set[int]:
 
 def concatenated(trace: Trace, call: Call) -> list[Planes]:
     """cat: a direct sum along the axis; along all others the parts are tied."""
-    parts = [t for t in call.args[0] if t.dim() == call.out.dim()]
     axis = call.get(1, "dim", 0) % call.out.dim()
+    parts = [t for t in call.args[0] if t.dim() == call.out.dim() and t.shape[axis]]
     rank = call.out.dim()
     along = [[p for p in trace.planes(t) if p.along({axis})] for t in parts]
     operands = []
@@ -167,6 +167,9 @@ def stacked(trace: Trace, call: Call) -> list[Planes]:
     """stack: cat along a new axis."""
     rank = call.out.dim()
     axis = call.get(1, "dim", 0) % rank
+    planes = [trace.planes(t) for t in call.args[0]]
+    if all(len(ps) == 1 and ps[0].dims == planes[0][0].dims and ps[0].scaled for ps in planes):
+        return [settle(trace, [Plane(torch.stack([ps[0].atoms for ps in planes], axis))])]
     dims = [d for d in range(rank) if d != axis]
     operands = [trace.operand(t, dims, rank) for t in call.args[0]]
     return [combine(trace, operands, "add", f"stacked with values that belong to no unit, in {call.place}")]
