@@ -4,6 +4,7 @@ from pyalign.symmetry.alignment import Alignment
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.declare import declare
 from pyalign.symmetry.derive import derive, untouched
+from pyalign.symmetry.fold import Folding, fold
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.linear import BlockLinear
@@ -17,6 +18,7 @@ __all__ = [
     "BlockLinear",
     "FixedAxis",
     "Flat",
+    "Folding",
     "Group",
     "Kind",
     "Role",
@@ -30,6 +32,7 @@ __all__ = [
     "call",
     "declare",
     "derive",
+    "fold",
     "map_tensors",
     "sound",
     "state_of",

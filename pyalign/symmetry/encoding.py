@@ -57,6 +57,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
         "shapes": {name: list(shape) for name, shape in spec.shapes.items()},
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
+        "constants": list(spec.constants),
     }
 
 
@@ -75,6 +76,7 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
         "shapes": {name: tuple(shape) for name, shape in content["shapes"].items()},
         "aliases": dict(content["aliases"]),
         "notes": tuple(content["notes"]),
+        "constants": tuple(content.get("constants", ())),
     }
 
 

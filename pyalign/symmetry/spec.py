@@ -40,6 +40,7 @@ class SymmetrySpec:
         shapes: Shape of every tensor of the model's state dict (canonical names).
         aliases: Tied names: name -> the canonical name of the same tensor.
         notes: What the user should know (operators without a rule, parameters never reached).
+        constants: Parameters whose entries must all be equal for the symmetry to hold (folded scales).
     """
 
     groups: dict[str, Group]
@@ -49,6 +50,7 @@ class SymmetrySpec:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
     def of(self, group: str) -> tuple[AxisBinding, ...]:
         """The bindings of one group."""
@@ -74,7 +76,7 @@ class SymmetrySpec:
     def fingerprint(self) -> str:
         """A digest of names, shapes, groups and bindings: equal exactly for interchangeable specs."""
         content = self.to_dict()
-        kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases")}
+        kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases", "constants")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
     def random(self, seed: int, kind: Kind | None = None) -> Alignment:
@@ -208,6 +210,15 @@ class SymmetrySpec:
                 do="derive a spec from this model",
             )
         self.check_state(state)
+        for name in self.constants:
+            value = state[name]
+            if value.numel() and not bool((value == value.reshape(-1)[0]).all()):
+                raise MismatchError(
+                    f"the symmetry holds only where {name!r} is constant",
+                    given="entries that differ",
+                    expected="a folded model",
+                    do="fold this model too: pyalign.symmetry.fold",
+                )
 
     def verify(self, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
         """Check that random elements of every group leave the outputs unchanged; see `pyalign.symmetry.verify`."""

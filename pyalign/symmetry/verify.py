@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
+from pyalign.symmetry.elements import following
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
 from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
@@ -62,7 +63,7 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
         MismatchError: The spec is for another model.
     """
     spec.check_model(model)
-    probe = _Probe(model, inputs, seed)
+    probe = _Probe(model, inputs, seed, spec.constants)
     elements = spec.random(seed).transforms
     error = probe.error(spec, elements)
     tolerance = probe.least if error <= probe.least else probe.tolerance()
@@ -95,7 +96,7 @@ def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -
         verify(spec, model, inputs, seed=seed)
         return spec, ()
     except SymmetryError:
-        probe = _Probe(model, inputs, seed)
+        probe = _Probe(model, inputs, seed, spec.constants)
     elements, tolerance = spec.random(seed).transforms, probe.tolerance()
     families = _families(spec)
     wrong = [names for names in families if probe.error(spec, {n: elements[n] for n in names}) > tolerance]
@@ -103,14 +104,13 @@ def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -
     kept = {name: g for name, g in spec.groups.items() if name not in held}
     reason = "it changes the outputs when moved"
     fixed = tuple(FixedAxis(b.tensor, b.axis, reason) for b in spec.bindings if b.group in held)
-    rest = SymmetrySpec(
-        kept,
-        tuple(b for b in spec.bindings if b.group in kept),
-        tuple(s for s in spec.sites if s.group in kept),
-        (*spec.fixed, *fixed),
-        spec.shapes,
-        spec.aliases,
-        (*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
+    rest = replace(
+        spec,
+        groups=kept,
+        bindings=tuple(b for b in spec.bindings if b.group in kept),
+        sites=tuple(s for s in spec.sites if s.group in kept),
+        fixed=(*spec.fixed, *fixed),
+        notes=(*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
     )
     verify(rest, model, inputs, seed=seed)
     return rest, held
@@ -129,7 +129,8 @@ def _families(spec: SymmetrySpec) -> list[list[str]]:
 class _Probe:
     """A float64 copy of a model with noisy weights, and how far transformed weights move its outputs."""
 
-    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, seed: int, constants: tuple[str, ...] = ()) -> None:
+        self.constants = constants
         try:
             self._prepare(copy.deepcopy(model).double(), inputs, seed, torch.float64)
         except (RuntimeError, TypeError, ValueError):  # an operator without a float64 form
@@ -183,7 +184,7 @@ class _Probe:
         return torch.add(tensor.detach().double(), self._noise(tensor), alpha=0.1).to(self.dtype or tensor.dtype)
 
     def _noisy(self, name: str, tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or name in self.constants:
             return tensor.clone()
         value = tensor.detach().double()
         if name.endswith("running_var"):
@@ -205,8 +206,18 @@ def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, Transform],
         if probe.error(spec, moved) <= tolerance:
             kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in members)
             return f"reordering is right, but signs or scales are not, in group {kinds} on {_bound(spec, members)}"
-        return _mend(spec, probe, members, moved, tolerance)
+        mixing = [name for name in members if spec.groups[name].kind.mixes]
+        if mixing and probe.error(spec, {**moved, **_unmixed(spec, mixing, moved)}) <= tolerance:
+            kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in mixing)
+            return f"reordering is right, but mixing units is not, in group {kinds} on {_bound(spec, mixing)}"
+        plain = [name for name in members if name not in mixing]
+        return _mend(spec, probe, plain or members, moved, tolerance)
     return "every group holds by itself, but not all together"
+
+
+def _unmixed(spec: SymmetrySpec, names: list[str], moved: Mapping[str, Transform]) -> dict[str, Transform]:
+    """The elements of mixing groups that only follow their blocks."""
+    return {name: following(spec.groups[name], moved) for name in names}
 
 
 def _mend(
@@ -239,7 +250,7 @@ def _bound(spec: SymmetrySpec, members: Iterable[str]) -> str:
 def _candidates(spec: SymmetrySpec, name: str, tensors: Iterable[str]) -> list[AxisBinding]:
     """Bindings a group could have to stretches of axes that no group owns yet."""
     group = spec.groups[name]
-    blocks = getattr(group.structure, "blocks", 1)
+    blocks = 1 if group.kind.mixes else getattr(group.structure, "blocks", 1)
     found = []
     for tensor in tensors:
         shape = spec.shapes[tensor]
@@ -268,4 +279,4 @@ def _free(spec: SymmetrySpec, tensor: str, axis: int, length: int, blocks: int) 
 
 
 def _with(spec: SymmetrySpec, bindings: Iterable[AxisBinding]) -> SymmetrySpec:
-    return SymmetrySpec(spec.groups, tuple(bindings), spec.sites, spec.fixed, spec.shapes, spec.aliases, spec.notes)
+    return replace(spec, bindings=tuple(bindings))
