@@ -43,6 +43,7 @@ class Ties:
     mixing: Mixing = field(default_factory=lambda: Mixing())
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
+    unscaled: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     events: int = 0
@@ -58,6 +59,7 @@ class Ties:
         self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
         self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
+        self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -197,11 +199,17 @@ class Ties:
         x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
         self.scale_edges.append((x.copy(), y.copy(), power))
 
+    def unscalable(self, plane: Plane) -> bool:
+        """Whether all units of a plane are known to have neither signs nor scales."""
+        return bool(self.unscaled[as_array(plane.atoms)].all())
+
     def limit_scale(self, plane: Plane, kind: Kind, reason: str) -> Plane:
         """Units of the plane may only have the signs and scales of `kind` from here on."""
         if not plane.scaled or kind is Kind.SCALED:
             return plane
-        self.scale_limits.append((np.unique(as_array(plane.atoms)), kind, reason))
+        found = np.unique(as_array(plane.atoms))
+        self.scale_limits.append((found, kind, reason))
+        self.unscaled[found] |= not (kind.signs or kind.scales)
         return plane if kind.signs or kind.scales else Plane(plane.atoms, scaled=False)
 
 

@@ -202,8 +202,9 @@ class Trace(TorchDispatchMode):
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
         pending, self._suspended = self._suspended, None
-        extra: dict[str, Any] = {"leaks": leaks, "pending": pending}
-        self._set(call.out, [Label(planes, **({} if n else extra)) for n, planes in enumerate(results)])
+        first: dict[str, Any] = {"pending": pending}
+        others: dict[str, Any] = {"leaks": leaks}
+        self._set(call.out, [Label(planes, **(others if n else first)) for n, planes in enumerate(results)])
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")

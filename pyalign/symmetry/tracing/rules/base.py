@@ -149,7 +149,9 @@ def _scales_multiplied(ties: Ties, operands: Sequence[Operand], reason: str) -> 
     for operand in operands:
         for plane in operand.planes:
             rival = next((p for p in result if p.scaled and set(p.dims) & set(plane.dims)), None)
-            if plane.scaled and rival is not None:
+            if plane.scaled and rival is not None and ties.unscalable(rival):
+                result[result.index(rival)] = Plane(rival.atoms, scaled=False)
+            elif plane.scaled and rival is not None:
                 plane = ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with another unit's value")
             result.append(plane)
     for n, plane in enumerate(result):

@@ -42,10 +42,15 @@ def layer_norm(trace: Trace, call: Call) -> list[Planes]:
     for plane in trace.planes(x):
         if plane.along(dims) and not set(plane.dims) <= dims:
             trace.ties.collapse(plane, dims, "normalised over it", linear=True)
-    plain = weight is None and bias is None and "rms" in call.name
+    plain = bias is None and "rms" in call.name and (weight is None or _uniform(trace, weight))
     if plain:
         trace.ties.mixing.touch(trace.planes(x), set(range(rank)) - dims, Kind.ORTHOGONAL, "normalised by its length")
     return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, sorted(dims), plain)]
+
+
+def _uniform(trace: Trace, weight: Tensor) -> bool:
+    """Whether a weight is a constant whose entries are all equal."""
+    return not trace.planes(weight) and not trace.operand(weight, range(weight.dim()), weight.dim()).fixed
 
 
 def group_norm(trace: Trace, call: Call) -> list[Planes]:
