@@ -16,6 +16,7 @@ from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.sites import SITES
 from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec
+from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
 
@@ -93,16 +94,16 @@ class ActivationMatching:
             by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
-        solution = assign_groups(spec.outer_first(), evidence, self.signs, self.backend)
+        solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
-        elements = {name: solution.elements[name] for name in spec.groups}
+        elements = completed(spec, solution.elements)
         before, after = {}, {}
         for name, sites in by_group.items():
             correlation = self._mean_correlation(sites, evidence[name])
             before[name] = _along(correlation, ScaledPermutation.identity(len(correlation)))
-            after[name] = _along(correlation, elements[name])
+            after[name] = _along(correlation, solution.elements[name])
         return Alignment(
             spec,
             elements,
@@ -164,7 +165,8 @@ def _notes(spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solut
         dead = int(found.dead_a.sum()), int(found.dead_b.sum())
         if any(dead):
             notes.append(f"group {name!r}: {dead[0]} dead units in A, {dead[1]} in B, matched among themselves last")
-    unseen = [g.name for g in spec.groups.values() if g.name not in evidence and solution.elements[g.name].is_identity]
+    still = [name for name, element in solution.elements.items() if element.is_identity]
+    unseen = [g.name for g in spec.groups.values() if g.name not in evidence and g.name in still]
     if unseen:
         shown = ", ".join(repr(n) for n in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         notes.append(f"left in place, since no activations of theirs were seen: {shown}")

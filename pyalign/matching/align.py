@@ -18,7 +18,7 @@ from pyalign.matching.problem import Method, Problem, check_finite, check_same_a
 from pyalign.matching.weight import WeightMatching
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
-from pyalign.symmetry import Alignment, SymmetrySpec, derive, map_tensors, sound, state_of, tensors_of
+from pyalign.symmetry import Alignment, Kind, SymmetrySpec, derive, map_tensors, sound, state_of, tensors_of
 
 __all__ = ["align"]
 
@@ -49,7 +49,8 @@ def align(
         data: Iterable of batches: tensors, (inputs, targets) pairs or dicts. A one-pass iterator will do. Activation
             matching needs it; weight matching takes only the first batch, to derive and verify the symmetry.
         method: "activation", "weight", or an object such as `ActivationMatching(observe="before")`.
-        spec: The symmetry, where it is known already; derived when None.
+        spec: The symmetry, where it is known already; derived when None (in the classes that the method can use:
+            weight matching also mixes units, as within attention heads).
         seed: Of every random choice; the same seed gives the same alignment.
         verify: Check the symmetry numerically first.
         progress: Show progress bars: True, False, or None for only on a terminal.
@@ -93,7 +94,7 @@ def align(
         inputs = _accepted(inputs, model_a, model_b)
     seconds: dict[str, float] = {}
     derived = spec is None
-    spec = _spec(spec, model_a, inputs, seconds)
+    spec = _spec(spec, model_a, inputs, seconds, getattr(matcher, "within", Kind.SCALED))
     notes: tuple[str, ...] = ("symmetry not verified: verify=False",)
     if verify:
         spec, notes = _verified(spec, derived, model_b, inputs, seed, seconds)
@@ -158,7 +159,9 @@ def _devices(*models: nn.Module) -> list[int]:
     return sorted({p.device.index or 0 for model in models for p in model.parameters() if p.is_cuda})
 
 
-def _spec(spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dict[str, float]) -> SymmetrySpec:
+def _spec(
+    spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dict[str, float], within: Kind
+) -> SymmetrySpec:
     if spec is None:
         if inputs is None:
             raise InputError(
@@ -168,7 +171,7 @@ def _spec(spec: SymmetrySpec | None, model: nn.Module, inputs: Any, seconds: dic
                 do="pass example_inputs: what you would call the model with",
             )
         began = time.perf_counter()
-        spec = derive(model, inputs)
+        spec = derive(model, inputs, within=within)
         seconds["derive"] = time.perf_counter() - began
     spec.check_model(model)
     return spec

@@ -129,7 +129,8 @@ class PAM:
             perms, values = self._permutations(problem, aligned, offset, perms, round_)
             losses += values
             path, offset = self._curve(problem, _moved(problem, aligned, perms), offset, round_)
-        elements = {name: ScaledPermutation(perms[name]) @ start.transforms[name] for name in free}
+        begun = {n: g for n, g in start.transforms.items() if n in free and isinstance(g, ScaledPermutation)}
+        elements = {name: ScaledPermutation(perms[name]) @ element for name, element in begun.items()}
         notes = [f"group {name!r} stays where it began: {why}" for name, why in held.items()]
         alignment = Alignment(
             problem.spec,

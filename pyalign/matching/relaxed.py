@@ -26,6 +26,8 @@ def movable(spec: SymmetrySpec) -> tuple[list[str], dict[str, str]]:
     for name, group in spec.groups.items():
         if group.kind is Kind.IDENTITY:
             held[name] = "nothing of it may move"
+        elif group.kind.mixes:
+            held[name] = "its units mix"
         elif isinstance(group.structure, Wreath) or name in outer:
             held[name] = "its units move in blocks"
         elif any(binding.blocks > 1 for binding in spec.of(name)):

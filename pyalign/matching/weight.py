@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyalign.engine import linear_assignment
 from pyalign.errors import InputError, MismatchError
 from pyalign.matching.assign import children_of, signs_of
+from pyalign.matching.classes import match_classes
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem
@@ -39,6 +40,9 @@ class WeightMatching:
         sweeps: Most sweeps over all groups of each.
         signs: Use signs where a group allows them. Scales are left at 1.
         start: Begin here instead: an alignment of the same spec, such as that of activation matching.
+        within: The largest class `pyalign.align` derives for it: `Kind.INVERTIBLE` for all, `Kind.PERMUTATION` for
+            permutations only. Where groups mix units (attention heads, residual streams without scales), the distance
+            itself is minimised over all classes, see `pyalign.matching.mixed.MixedDescent`.
         backend: Implementation of `pyalign.engine.linear_assignment`.
 
     Source:
@@ -54,6 +58,7 @@ class WeightMatching:
     signs: bool = True
     start: Alignment | None = None
     backend: str = "auto"
+    within: Kind = Kind.INVERTIBLE
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.sweeps < 1:
@@ -65,10 +70,12 @@ class WeightMatching:
 
     def match(self, problem: Problem) -> Alignment:
         """Search for the elements that bring the weights of model B closest to those of model A."""
+        if any(group.kind.mixes for group in problem.spec.groups.values()):
+            return self._match_classes(problem)
         began = time.perf_counter()
         spec = problem.spec
         state_a, state_b = state_of(problem.model_a), state_of(problem.model_b)
-        identity = spec.identity().transforms
+        identity = spec.identity().reorderings
         objective = Objective(spec, state_a, state_b, identity)
         before = {name: objective.cosine(name) for name in spec.groups}
         first = self._first(objective)
@@ -98,6 +105,16 @@ class WeightMatching:
             notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
         )
 
+    def _match_classes(self, problem: Problem) -> Alignment:
+        return match_classes(
+            problem,
+            restarts=self.restarts,
+            sweeps=self.sweeps,
+            signs=self.signs,
+            start=self.start,
+            backend=self.backend,
+        )
+
     def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
@@ -107,7 +124,7 @@ class WeightMatching:
                     given=f"fingerprint {self.start.spec.fingerprint}",
                     expected=spec.fingerprint,
                 )
-            return self.start.transforms
+            return self.start.reorderings
         sorted_weights = signature_start(objective, self.backend)
         at_identity = objective.total
         objective.restart(sorted_weights)

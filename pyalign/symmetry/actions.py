@@ -1,4 +1,4 @@
-"""What group elements do to tensors: reorder and scale every bound axis."""
+"""What group elements do to tensors: reorder and scale every bound axis, then mix units where matrices do."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyalign.symmetry.groups import AxisBinding
-from pyalign.symmetry.transforms import ScaledPermutation
+from pyalign.errors import InputError
+from pyalign.symmetry.groups import AxisBinding, Side
+from pyalign.symmetry.linear import BlockLinear
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
 
 __all__ = ["act"]
 
 
-def act(
-    tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], power: int = 1
-) -> Tensor:
+def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, Transform], power: int = 1) -> Tensor:
     """Apply group elements to one tensor through all its bindings.
 
     Axis by axis: `new[p'] = s ** (side * power) * old[p]` where p is the position of the unit that moves to p'.
@@ -29,9 +29,11 @@ def act(
     Returns:
         A new tensor, or `tensor` itself when nothing moves.
     """
-    axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings if b.group in elements})
+    mixing = [b for b in bindings if isinstance(elements.get(b.group), BlockLinear)]
+    bindings = [b for b in bindings if isinstance(elements.get(b.group), ScaledPermutation)]
+    axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings})
     for _, axis, blocks in axes:
-        here = [b for b in bindings if b.axis == axis and b.blocks == blocks and b.group in elements]
+        here = [b for b in bindings if b.axis == axis and b.blocks == blocks]
         index, scale = axis_map(here, elements, blocks * tensor.shape[axis], power)
         if blocks > 1:
             tensor = _act_on_fibre(tensor, axis, blocks, index, scale)
@@ -42,16 +44,19 @@ def act(
             shape = [1] * tensor.dim()
             shape[axis] = -1
             tensor = tensor * scale.to(tensor.device, tensor.dtype).reshape(shape)
+    for b in mixing:
+        tensor = _mixed(tensor, b, elements[b.group], power)
     return tensor
 
 
 def axis_map(
-    bindings: Sequence[AxisBinding], elements: Mapping[str, ScaledPermutation], length: int, power: int = 1
+    bindings: Sequence[AxisBinding], elements: Mapping[str, Transform], length: int, power: int = 1
 ) -> tuple[Tensor | None, Tensor | None]:
     """Index map and factors of a whole axis, shapes (length,), None where trivial."""
     index, scale = torch.arange(length), None
     for b in bindings:
         element = elements[b.group]
+        assert isinstance(element, ScaledPermutation)
         index[b.positions] = b.positions[element.perm]
         if element.scale is not None and b.side.power != 0:
             factors = element.scale ** (b.side.power * power)
@@ -59,6 +64,25 @@ def axis_map(
             scale[b.positions] = factors.unsqueeze(1).expand_as(b.positions)
     moved = not torch.equal(index, torch.arange(length))
     return (index if moved else None), (None if scale is None or bool((scale == 1).all()) else scale)
+
+
+def _mixed(tensor: Tensor, binding: AxisBinding, element: Transform, power: int) -> Tensor:
+    """The units of one binding multiplied by the matrices of their blocks, other entries as they are."""
+    assert isinstance(element, BlockLinear)
+    if abs(power) != 1:
+        raise InputError(
+            f"squares of {binding.tensor!r} do not move with an element that mixes units",
+            given=f"{element.kind}",
+            expected="permutations, signs or scales",
+            do="restrict the spec: spec.within(Kind.SIGNED), and align again; or begin with a fresh optimiser",
+        )
+    units, runs = binding.positions.shape
+    here = binding.positions.reshape(-1).to(tensor.device)
+    moved = tensor.movedim(binding.axis, 0)
+    rows = moved[here].reshape(units, runs * moved[:1].numel())
+    sign = -power if binding.side is Side.CONTRAVARIANT else power
+    acted = element.act(rows, sign, binding.placed).reshape(len(here), *moved.shape[1:])
+    return moved.index_copy(0, here, acted).movedim(0, binding.axis)
 
 
 def _act_on_fibre(tensor: Tensor, axis: int, blocks: int, index: Tensor | None, scale: Tensor | None) -> Tensor:

@@ -19,9 +19,11 @@ from pyalign._atomic import replacing
 from pyalign.errors import CheckpointError, InputError, MismatchError
 from pyalign.symmetry import optimizer_state
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.groups import Group
+from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.printing import table
 from pyalign.symmetry.spec import SymmetrySpec
-from pyalign.symmetry.transforms import ScaledPermutation
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
 
 __all__ = ["Alignment"]
 
@@ -60,7 +62,7 @@ class Alignment:
     """
 
     spec: SymmetrySpec
-    transforms: dict[str, ScaledPermutation]
+    transforms: dict[str, Transform]
     method: str = "given"
     objective: float | None = None
     trace: tuple[float, ...] = ()
@@ -142,7 +144,7 @@ class Alignment:
                 expected=self.spec.fingerprint,
                 do="compose alignments of one architecture",
             )
-        both = {name: g @ first.transforms[name] for name, g in self.transforms.items()}
+        both = {name: _product(g, first.transforms[name]) for name, g in self.transforms.items()}
         return Alignment(self.spec, both, method=f"{first.method}, then {self.method}")
 
     @property
@@ -152,10 +154,25 @@ class Alignment:
 
     @property
     def moved(self) -> dict[str, float]:
-        """Fraction of the units that change place, per group."""
-        return {
-            n: float((g.perm != torch.arange(g.size)).double().mean()) for n, g in self.transforms.items() if g.size
-        }
+        """Fraction of the units that change place (of blocks, where units are mixed), per group."""
+        return {n: _moved(g) for n, g in self.transforms.items() if g.size}
+
+    @property
+    def reorderings(self) -> dict[str, ScaledPermutation]:
+        """The elements, where none mixes units.
+
+        Raises:
+            InputError: A group mixes units.
+        """
+        found = {n: g for n, g in self.transforms.items() if isinstance(g, ScaledPermutation)}
+        if len(found) != len(self.transforms):
+            raise InputError(
+                "not all groups only reorder units",
+                given=f"{next(n for n in self.transforms if n not in found)!r} mixes them",
+                expected="permutations, signs and scales",
+                do="restrict the spec: spec.within(Kind.SCALED)",
+            )
+        return found
 
     def report(self) -> str:
         """The alignment as a table: per group, how much moved and how well it matches."""
@@ -184,6 +201,9 @@ class Alignment:
         """
         tensors: dict[str, Tensor] = {}
         for name, g in self.transforms.items():
+            if isinstance(g, BlockLinear):
+                tensors |= {f"{name}|matrices": g.matrices.contiguous(), f"{name}|blocks": g.order}
+                continue
             tensors[f"{name}|perm"] = g.perm
             if g.scale is not None:
                 tensors[f"{name}|scale"] = g.scale
@@ -222,11 +242,11 @@ class Alignment:
             )
         if isinstance(spec, nn.Module):
             own.check_model(spec)
-        elements = {n: ScaledPermutation(tensors[f"{n}|perm"], tensors.get(f"{n}|scale")) for n in own.groups}
+        elements = {name: _element(group, tensors) for name, group in own.groups.items()}
         record = json.loads(metadata["record"])
         return cls(own, elements, **{**record, "trace": tuple(record["trace"]), "notes": tuple(record["notes"])})
 
-    def with_transforms(self, transforms: dict[str, ScaledPermutation], **changes: Any) -> Alignment:
+    def with_transforms(self, transforms: dict[str, Transform], **changes: Any) -> Alignment:
         """A copy with other elements (and other fields)."""
         return replace(self, transforms=transforms, **changes)
 
@@ -261,6 +281,26 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             do="pass a file that Alignment.save wrote",
         )
     return metadata, tensors
+
+
+def _product(last: Transform, first: Transform) -> Transform:
+    if isinstance(last, BlockLinear):
+        assert isinstance(first, BlockLinear)
+        return last @ first
+    assert isinstance(first, ScaledPermutation)
+    return last @ first
+
+
+def _moved(element: Transform) -> float:
+    order = element.order if isinstance(element, BlockLinear) else element.perm
+    return float((order != torch.arange(len(order))).double().mean())
+
+
+def _element(group: Group, tensors: Mapping[str, Tensor]) -> Transform:
+    name = group.name
+    if group.kind.mixes:
+        return BlockLinear(tensors[f"{name}|matrices"], group.kind, tensors[f"{name}|blocks"])
+    return ScaledPermutation(tensors[f"{name}|perm"], tensors.get(f"{name}|scale"))
 
 
 def _overwrite(model: nn.Module, state: Mapping[str, Tensor]) -> None:

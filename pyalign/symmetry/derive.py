@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,21 +16,26 @@ from torch import Tensor, nn
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.groups import FixedAxis
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.tracing.build import build_spec
 from pyalign.symmetry.tracing.labels import Label
-from pyalign.symmetry.tracing.solve import solve_units
+from pyalign.symmetry.tracing.mixing import Mixing
+from pyalign.symmetry.tracing.solve import Units, solve_units
 from pyalign.symmetry.tracing.ties import Ties
 from pyalign.symmetry.tracing.tracer import Escapes, Trace, source_label
 
-__all__ = ["derive", "untouched"]
+__all__ = ["derive", "solved", "untouched"]
 
 logger = logging.getLogger("pyalign")
 _EXTRA_TRACES = 4
 
 
-def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
+def derive(
+    model: nn.Module, example_inputs: Any, *, within: Kind = Kind.SCALED, constants: Sequence[str] = ()
+) -> SymmetrySpec:
     """Find what may move in a model without changing its function, by watching one forward computation.
 
     Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are
@@ -43,12 +49,17 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
         model: Any module on any device; it is run on `example_inputs` without gradients.
         example_inputs: One batch: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
             A small batch of real or random data will do; its values matter only where they steer control flow.
+        within: The largest class that is looked for. By default units are reordered, with signs and scales;
+            `Kind.INVERTIBLE` also finds where units may be mixed: orthogonal and invertible matrices (within
+            attention heads, on a residual stream without scales) and rotations of rotary pairs.
+        constants: Parameters whose entries are all equal and stay so, such as the scales that
+            `pyalign.symmetry.fold` has set to one; they are in nobody's way.
 
     Returns:
         The spec: groups, bindings, observation sites, what is fixed and why.
 
     Raises:
-        InputError: `model` is no module, or has parameters that have no shape yet.
+        InputError: `model` is no module, or has parameters that have no shape yet, or a constant is none.
         DataError: The model cannot take `example_inputs`.
 
     Example:
@@ -60,19 +71,37 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise InputError("the model has lazy parameters without a shape", do="run it once before deriving")
-    ties = Ties()
-    sources, aliases = _sources(model, ties)
+    ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, tuple(constants))
+    shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
+    spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
+    held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(shapes[n])))
+    spec = replace(spec, constants=tuple(constants), fixed=(*spec.fixed, *held))
+    return spec if within is Kind.SCALED else spec.within(within)
+
+
+def solved(model: nn.Module, example_inputs: Any) -> tuple[Ties, Units]:
+    """What a trace of a model collects, and its units (for rewrites that follow scales)."""
+    ties = _traced(model, example_inputs, False, ())[0]
+    return ties, solve_units(ties)
+
+
+def _traced(
+    model: nn.Module, example_inputs: Any, mixing: bool, constants: tuple[str, ...]
+) -> tuple[Ties, list[Trace], dict[str, str], list[str]]:
+    """Ties, traces, tied names and notes of as many forward computations as it takes to use every parameter."""
+    ties = Ties(mixing=Mixing(active=mixing))
+    sources, aliases = _sources(model, ties, constants)
     traces = [_run(model, example_inputs, ties, sources, training=False)]
     notes: list[str] = []
-    if _unreached(model, traces):
+    if _unreached(model, traces, constants):
         try:
             traces.append(_run(model, example_inputs, ties, sources, training=True))
         except DataError as error:
             logger.info("the model does not run in training mode on these inputs: %s", error)
     for seed in range(_EXTRA_TRACES):
-        if _unreached(model, traces):
+        if _unreached(model, traces, constants):
             traces.append(_run(model, _noisy(example_inputs, seed), ties, sources, training=False))
-    unreached = _unreached(model, traces)
+    unreached = _unreached(model, traces, constants)
     notes += [f"never used in the computation: {', '.join(unreached)}"] if unreached else []
     if unreached:
         warnings.warn(
@@ -87,8 +116,7 @@ def derive(model: nn.Module, example_inputs: Any) -> SymmetrySpec:
         if axis.tensor in dead:
             ties.pin(np.arange(axis.start, axis.start + axis.size), "never used in the computation")
     notes += _unknown(traces)
-    shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
-    return build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes)
+    return ties, traces, aliases, notes
 
 
 def _noisy(inputs: Any, seed: int) -> Any:
@@ -127,7 +155,9 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
             np.random.set_state(array)
 
 
-def _sources(model: nn.Module, ties: Ties) -> tuple[list[tuple[Tensor, Label]], dict[str, str]]:
+def _sources(
+    model: nn.Module, ties: Ties, constants: tuple[str, ...]
+) -> tuple[list[tuple[Tensor, Label]], dict[str, str]]:
     """Labels of parameters, of persistent buffers (numbers and masks, not indices), and the tied names."""
     persistent = set(model.state_dict().keys())
     named: list[tuple[str, Tensor, bool]] = [(n, p, False) for n, p in model.named_parameters(remove_duplicate=False)]
@@ -136,6 +166,16 @@ def _sources(model: nn.Module, ties: Ties) -> tuple[list[tuple[Tensor, Label]], 
         for n, b in model.named_buffers(remove_duplicate=False)
         if n in persistent and (b.is_floating_point() or b.dtype == torch.bool)
     ]
+    for n in constants:
+        value = dict(model.named_parameters()).get(n)
+        if value is None or (value.numel() and not bool((value == value.reshape(-1)[0]).all())):
+            raise InputError(
+                f"{n!r} is no constant",
+                given="no such parameter" if value is None else "entries that differ",
+                expected="a parameter whose entries are all equal",
+                do="fold the model first: pyalign.symmetry.fold",
+            )
+    named = [entry for entry in named if entry[0] not in constants]
     first: dict[int, str] = {}
     sources: list[tuple[Tensor, Label]] = []
     aliases: dict[str, str] = {}
@@ -171,9 +211,10 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
     return trace
 
 
-def _unreached(model: nn.Module, traces: list[Trace]) -> list[str]:
+def _unreached(model: nn.Module, traces: list[Trace], constants: tuple[str, ...]) -> list[str]:
     used = set().union(*(trace.used for trace in traces))
-    return [name for name, p in model.named_parameters() if id(p) not in used and p.dim() > 0]
+    unused = [name for name, p in model.named_parameters() if id(p) not in used and p.dim() > 0]
+    return [name for name in unused if name not in constants]
 
 
 def _unknown(traces: list[Trace]) -> list[str]:

@@ -46,7 +46,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
     return {
         "groups": [_group_to(g) for g in spec.groups.values()],
         "bindings": [
-            [b.tensor, b.axis, b.group, b.side.value, b.role.value, _positions_to(b.positions), b.blocks]
+            [b.tensor, b.axis, b.group, b.side.value, b.role.value, _positions_to(b.positions), b.blocks, b.placed]
             for b in spec.bindings
         ],
         "sites": [
@@ -57,6 +57,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
         "shapes": {name: list(shape) for name, shape in spec.shapes.items()},
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
+        "constants": list(spec.constants),
     }
 
 
@@ -65,7 +66,8 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "groups": {g["name"]: _group_from(g) for g in content["groups"]},
         "bindings": tuple(
-            AxisBinding(t, a, g, Side(s), Role(r), _positions_from(p), k) for t, a, g, s, r, p, k in content["bindings"]
+            AxisBinding(t, a, g, Side(s), Role(r), _positions_from(p), k, *rest)
+            for t, a, g, s, r, p, k, *rest in content["bindings"]
         ),
         "sites": tuple(
             Site(g, m, c, o, i, a, w, _positions_from(p), n) for g, m, c, o, i, a, w, p, n in content["sites"]
@@ -74,6 +76,7 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
         "shapes": {name: tuple(shape) for name, shape in content["shapes"].items()},
         "aliases": dict(content["aliases"]),
         "notes": tuple(content["notes"]),
+        "constants": tuple(content.get("constants", ())),
     }
 
 

@@ -84,6 +84,7 @@ class AxisBinding:
             entries (flatten after a convolution, fused gates); further groups may own the rest of the axis.
         blocks: 1, or the number K of groups of a grouped convolution whose axis is only a fibre: entry c of
             the k-th block of rows (axis 0) is position k * shape[axis] + c.
+        placed: Another group on the same positions moves the blocks; this one only mixes the units within them.
     """
 
     tensor: str
@@ -93,6 +94,7 @@ class AxisBinding:
     role: Role
     positions: Tensor
     blocks: int = 1
+    placed: bool = False
 
     def unfold(self, tensor: Tensor) -> Tensor:
         """The slices of `tensor` that belong to each unit, shape (units, features), features in a fixed order.

@@ -10,12 +10,16 @@ __all__ = ["Kind"]
 class Kind(str, Enum):
     """The largest class of transforms that leaves the function unchanged on a group's axis.
 
-    `PERMUTATION < SIGNED < SCALED` and `PERMUTATION < POSITIVE < SCALED`; a group that nothing may move is
-    `IDENTITY`. Orthogonal, invertible and rotation classes will join above these.
+    `PERMUTATION < SIGNED < SCALED` and `PERMUTATION < POSITIVE < SCALED`; `SIGNED < ORTHOGONAL < INVERTIBLE` and
+    `SCALED < INVERTIBLE`; `ROTATION` (a positive factor and an angle for each pair of units, as rotary embeddings
+    leave free) lies in `INVERTIBLE` and meets the other classes in `IDENTITY` only. A group that nothing may move
+    is `IDENTITY`.
 
     Example:
         >>> Kind.SIGNED & Kind.POSITIVE
         <Kind.PERMUTATION: 'permutation'>
+        >>> Kind.ORTHOGONAL & Kind.SCALED
+        <Kind.SIGNED: 'signed permutation'>
     """
 
     IDENTITY = "identity"
@@ -23,20 +27,31 @@ class Kind(str, Enum):
     SIGNED = "signed permutation"
     POSITIVE = "positive-scaled permutation"
     SCALED = "scaled permutation"
+    ROTATION = "scaled rotation of pairs"
+    ORTHOGONAL = "orthogonal"
+    INVERTIBLE = "invertible"
 
     @property
     def signs(self) -> bool:
         """Whether units may change sign."""
-        return self in (Kind.SIGNED, Kind.SCALED)
+        return self in (Kind.SIGNED, Kind.SCALED, Kind.ORTHOGONAL, Kind.INVERTIBLE)
 
     @property
     def scales(self) -> bool:
         """Whether units may be multiplied by a positive factor."""
-        return self in (Kind.POSITIVE, Kind.SCALED)
+        return self in (Kind.POSITIVE, Kind.SCALED, Kind.INVERTIBLE)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether units become sums of units: an element is a matrix, not a reordering."""
+        return self in (Kind.ROTATION, Kind.ORTHOGONAL, Kind.INVERTIBLE)
 
     def __and__(self, other: Kind) -> Kind:
         """The largest class inside both (their meet)."""
-        if Kind.IDENTITY in (self, other):
+        for one, two in ((self, other), (other, self)):
+            if one is two or two is Kind.INVERTIBLE:
+                return one
+        if Kind.IDENTITY in (self, other) or Kind.ROTATION in (self, other):
             return Kind.IDENTITY
         return _from_freedoms(self.signs and other.signs, self.scales and other.scales)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError, MismatchError
 from pyalign.symmetry.actions import act
-from pyalign.symmetry.transforms import ScaledPermutation
+from pyalign.symmetry.transforms import Transform
 
 if TYPE_CHECKING:
     from pyalign.symmetry.spec import SymmetrySpec
@@ -22,7 +22,7 @@ _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
 def apply(
     spec: SymmetrySpec,
-    elements: Mapping[str, ScaledPermutation],
+    elements: Mapping[str, Transform],
     state: Mapping[str, Any],
     parameters: nn.Module | Sequence[str] | None,
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def apply(
 
 
 def _moved(
-    spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation], name: str, entries: Mapping[str, Any]
+    spec: SymmetrySpec, elements: Mapping[str, Transform], name: str, entries: Mapping[str, Any]
 ) -> dict[str, Any]:
     shape = spec.shapes.get(spec.aliases.get(name, name))
     result: dict[str, Any] = {}

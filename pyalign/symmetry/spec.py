@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ from pyalign.errors import MismatchError
 from pyalign.symmetry import encoding, printing
 from pyalign.symmetry.actions import act
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.elements import following, random_element
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Group, Site, Wreath
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.transforms import ScaledPermutation, random_scale
+from pyalign.symmetry.transforms import Transform
 
 if TYPE_CHECKING:
     from pyalign.symmetry.alignment import Alignment
@@ -39,6 +40,7 @@ class SymmetrySpec:
         shapes: Shape of every tensor of the model's state dict (canonical names).
         aliases: Tied names: name -> the canonical name of the same tensor.
         notes: What the user should know (operators without a rule, parameters never reached).
+        constants: Parameters whose entries must all be equal for the symmetry to hold (folded scales).
     """
 
     groups: dict[str, Group]
@@ -48,6 +50,7 @@ class SymmetrySpec:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
 
     def of(self, group: str) -> tuple[AxisBinding, ...]:
         """The bindings of one group."""
@@ -73,7 +76,7 @@ class SymmetrySpec:
     def fingerprint(self) -> str:
         """A digest of names, shapes, groups and bindings: equal exactly for interchangeable specs."""
         content = self.to_dict()
-        kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases")}
+        kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases", "constants")}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
     def random(self, seed: int, kind: Kind | None = None) -> Alignment:
@@ -86,21 +89,44 @@ class SymmetrySpec:
         from pyalign.symmetry.alignment import Alignment
 
         generator = torch.Generator().manual_seed(seed)
-        elements: dict[str, ScaledPermutation] = {}
+        elements: dict[str, Transform] = {}
         for group in self.outer_first():
             allowed = group.kind if kind is None else group.kind & kind
-            if isinstance(group.structure, Wreath):
-                elements[group.name] = _random_in_blocks(group, elements[group.structure.outer], allowed, generator)
-            else:
-                elements[group.name] = ScaledPermutation.random(group.size, allowed, generator=generator)
+            elements[group.name] = random_element(group, elements, allowed, generator)
         return Alignment(self, elements, method=f"random (seed {seed})")
 
     def identity(self) -> Alignment:
         """The alignment that moves nothing."""
         from pyalign.symmetry.alignment import Alignment
 
-        return Alignment(
-            self, {name: ScaledPermutation.identity(g.size) for name, g in self.groups.items()}, "identity"
+        elements: dict[str, Transform] = {}
+        for group in self.outer_first():
+            elements[group.name] = following(group, elements)
+        return Alignment(self, elements, "identity")
+
+    def within(self, kind: Kind) -> SymmetrySpec:
+        """The part of this symmetry that stays in a smaller class, such as `Kind.PERMUTATION`.
+
+        Args:
+            kind: The class that every group is restricted to; groups that then cannot move are left out.
+
+        Example:
+            >>> from pyalign import derive
+            >>> spec = derive(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.randn(4, 2))
+            >>> [str(g.kind) for g in spec.within(Kind.PERMUTATION).groups.values()]
+            ['permutation']
+        """
+        placed = {b.group for b in self.bindings if b.placed}
+        kept: dict[str, Group] = {}
+        for name, group in self.groups.items():
+            allowed = group.kind & kind
+            if allowed.mixes or not (name in placed or (allowed is Kind.IDENTITY is not group.kind)):
+                kept[name] = replace(group, kind=allowed)
+        return replace(
+            self,
+            groups=kept,
+            bindings=tuple(b for b in self.bindings if b.group in kept),
+            sites=tuple(s for s in self.sites if s.group in kept),
         )
 
     def outer_first(self) -> list[Group]:
@@ -114,7 +140,7 @@ class SymmetrySpec:
         return list(done.values())
 
     def apply(
-        self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor], power: int = 1
+        self, elements: Mapping[str, Transform], state: Mapping[str, Tensor], power: int = 1
     ) -> dict[str, Tensor]:
         """Group elements applied to a state dict; `state` is not changed.
 
@@ -136,7 +162,7 @@ class SymmetrySpec:
         return moved
 
     def moving(
-        self, elements: Mapping[str, ScaledPermutation], state: Mapping[str, Tensor], power: int = 1
+        self, elements: Mapping[str, Transform], state: Mapping[str, Tensor], power: int = 1
     ) -> Iterator[tuple[str, Tensor | None]]:
         """What `apply` answers, one tensor at a time; None for another name of a tensor that came before.
 
@@ -196,6 +222,15 @@ class SymmetrySpec:
                 do="derive a spec from this model",
             )
         self.check_state(state)
+        for name in self.constants:
+            value = state[name]
+            if value.numel() and not bool((value == value.reshape(-1)[0]).all()):
+                raise MismatchError(
+                    f"the symmetry holds only where {name!r} is constant",
+                    given="entries that differ",
+                    expected="a folded model",
+                    do="fold this model too: pyalign.symmetry.fold",
+                )
 
     def verify(self, model: nn.Module, inputs: Any, *, seed: int = 0) -> Verification:
         """Check that random elements of every group leave the outputs unchanged; see `pyalign.symmetry.verify`."""
@@ -230,14 +265,3 @@ def _collect(pairs: Iterable[tuple[str, AxisBinding]]) -> dict[str, tuple[AxisBi
     for key, binding in pairs:
         found.setdefault(key, []).append(binding)
     return {key: tuple(values) for key, values in found.items()}
-
-
-def _random_in_blocks(
-    group: Group, outer: ScaledPermutation, kind: Kind, generator: torch.Generator
-) -> ScaledPermutation:
-    inner = group.size // outer.size
-    within = torch.stack([torch.randperm(inner, generator=generator) for _ in range(outer.size)])
-    if kind is Kind.IDENTITY:
-        within = torch.arange(inner).expand(outer.size, inner)
-    perm = (outer.perm.unsqueeze(1) * inner + within).reshape(-1)
-    return ScaledPermutation(perm, random_scale(group.size, kind, generator))

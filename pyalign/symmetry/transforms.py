@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyalign.errors import InputError
 from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.linear import BlockLinear
 
 __all__ = ["ScaledPermutation", "Transform"]
 
@@ -123,8 +124,8 @@ class ScaledPermutation:
         return moved * (self.scale**power).to(moved.device, moved.dtype).reshape(shape)
 
 
-Transform = ScaledPermutation
-"""What a group element may be today; further classes join this union."""
+Transform = ScaledPermutation | BlockLinear
+"""What a group element may be: a reordering with signs or scales, or matrices that mix the units of each block."""
 
 
 def random_scale(size: int, kind: Kind, generator: torch.Generator) -> Tensor | None:

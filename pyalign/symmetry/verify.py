@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
+from pyalign.symmetry.elements import following
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
+from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
-from pyalign.symmetry.transforms import ScaledPermutation
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
 
 __all__ = ["Verification", "sound", "verify"]
 
@@ -63,11 +65,11 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
     """
     spec.check_model(model)
     elements = spec.random(seed).transforms
-    probe = _Probe(model, inputs, seed)
+    probe = _Probe(model, inputs, seed, spec.constants)
     error = probe.error_once(spec, elements)
     if error <= probe.least:
         return Verification(error, probe.least, len(elements))
-    probe = _Probe(model, inputs, seed)  # the other one was moved
+    probe = _Probe(model, inputs, seed, spec.constants)  # the other one was moved
     tolerance = probe.tolerance()
     if error <= tolerance:
         return Verification(error, tolerance, len(elements))
@@ -98,7 +100,7 @@ def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -
         verify(spec, model, inputs, seed=seed)
         return spec, ()
     except SymmetryError:
-        probe = _Probe(model, inputs, seed)
+        probe = _Probe(model, inputs, seed, spec.constants)
     elements, tolerance = spec.random(seed).transforms, probe.tolerance()
     families = _families(spec)
     wrong = [names for names in families if probe.error(spec, {n: elements[n] for n in names}) > tolerance]
@@ -106,14 +108,13 @@ def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -
     kept = {name: g for name, g in spec.groups.items() if name not in held}
     reason = "it changes the outputs when moved"
     fixed = tuple(FixedAxis(b.tensor, b.axis, reason) for b in spec.bindings if b.group in held)
-    rest = SymmetrySpec(
-        kept,
-        tuple(b for b in spec.bindings if b.group in kept),
-        tuple(s for s in spec.sites if s.group in kept),
-        (*spec.fixed, *fixed),
-        spec.shapes,
-        spec.aliases,
-        (*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
+    rest = replace(
+        spec,
+        groups=kept,
+        bindings=tuple(b for b in spec.bindings if b.group in kept),
+        sites=tuple(s for s in spec.sites if s.group in kept),
+        fixed=(*spec.fixed, *fixed),
+        notes=(*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
     )
     verify(rest, model, inputs, seed=seed)
     return rest, held
@@ -159,7 +160,8 @@ class _Noise:
 class _Probe:
     """A float64 copy of a model with noisy weights, and how far transformed weights move its outputs."""
 
-    def __init__(self, model: nn.Module, inputs: Any, seed: int) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, seed: int, constants: tuple[str, ...] = ()) -> None:
+        self.constants = constants
         try:
             self._prepare(copy.deepcopy(model).double(), inputs, seed, torch.float64)
         except (RuntimeError, TypeError, ValueError):  # an operator without a float64 form
@@ -170,7 +172,8 @@ class _Probe:
         self.inputs = map_tensors(inputs, self._input)
         noisy: set[int] = set()
         for name, tensor in state_of(model).items():
-            if tensor.numel() and tensor.is_floating_point() and tensor.data_ptr() not in noisy:
+            varies = tensor.numel() and tensor.is_floating_point() and name not in self.constants
+            if varies and tensor.data_ptr() not in noisy:
                 noisy.add(tensor.data_ptr())
                 self._disturb(name, tensor)
         self.base = self._outputs()
@@ -181,7 +184,7 @@ class _Probe:
         """The noisy weights, to be transformed more than once."""
         return {name: tensor.clone() for name, tensor in state_of(self.model).items()}
 
-    def error_once(self, spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> float:
+    def error_once(self, spec: SymmetrySpec, elements: Mapping[str, Transform]) -> float:
         """`error` for a probe of which nothing else will be asked: moves its weights, one tensor at a time."""
         state = state_of(self.model)
         with torch.no_grad():
@@ -190,7 +193,7 @@ class _Probe:
                     state[name].copy_(moved)
         return self._difference(self._outputs())
 
-    def error(self, spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> float:
+    def error(self, spec: SymmetrySpec, elements: Mapping[str, Transform]) -> float:
         """Largest relative change of the outputs."""
         return self._difference(self._installed(spec.apply(elements, self.state)))
 
@@ -238,22 +241,32 @@ class _Probe:
         self.noise.onto(tensor, 0.2 * (size if size > 1e-3 else 0.05))
 
 
-def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, ScaledPermutation], tolerance: float) -> str:
+def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, Transform], tolerance: float) -> str:
     """Which group breaks the function, and which change of its bindings would mend it."""
     for members in _families(spec):
         alone = {name: elements[name] for name in members}
         if probe.error(spec, alone) <= tolerance:
             continue
-        moved = {name: ScaledPermutation(g.perm) for name, g in alone.items()}
+        moved = {name: g if isinstance(g, BlockLinear) else ScaledPermutation(g.perm) for name, g in alone.items()}
         if probe.error(spec, moved) <= tolerance:
             kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in members)
             return f"reordering is right, but signs or scales are not, in group {kinds} on {_bound(spec, members)}"
-        return _mend(spec, probe, members, moved, tolerance)
+        mixing = [name for name in members if spec.groups[name].kind.mixes]
+        if mixing and probe.error(spec, {**moved, **_unmixed(spec, mixing, moved)}) <= tolerance:
+            kinds = ", ".join(f"{name!r} ({spec.groups[name].kind})" for name in mixing)
+            return f"reordering is right, but mixing units is not, in group {kinds} on {_bound(spec, mixing)}"
+        plain = [name for name in members if name not in mixing]
+        return _mend(spec, probe, plain or members, moved, tolerance)
     return "every group holds by itself, but not all together"
 
 
+def _unmixed(spec: SymmetrySpec, names: list[str], moved: Mapping[str, Transform]) -> dict[str, Transform]:
+    """The elements of mixing groups that only follow their blocks."""
+    return {name: following(spec.groups[name], moved) for name in names}
+
+
 def _mend(
-    spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, ScaledPermutation], tolerance: float
+    spec: SymmetrySpec, probe: _Probe, members: list[str], moved: Mapping[str, Transform], tolerance: float
 ) -> str:
     """The one binding that is too much, misplaced or missing."""
     for binding in (b for m in members for b in spec.of(m)):
@@ -282,7 +295,7 @@ def _bound(spec: SymmetrySpec, members: Iterable[str]) -> str:
 def _candidates(spec: SymmetrySpec, name: str, tensors: Iterable[str]) -> list[AxisBinding]:
     """Bindings a group could have to stretches of axes that no group owns yet."""
     group = spec.groups[name]
-    blocks = getattr(group.structure, "blocks", 1)
+    blocks = 1 if group.kind.mixes else getattr(group.structure, "blocks", 1)
     found = []
     for tensor in tensors:
         shape = spec.shapes[tensor]
@@ -311,4 +324,4 @@ def _free(spec: SymmetrySpec, tensor: str, axis: int, length: int, blocks: int) 
 
 
 def _with(spec: SymmetrySpec, bindings: Iterable[AxisBinding]) -> SymmetrySpec:
-    return SymmetrySpec(spec.groups, tuple(bindings), spec.sites, spec.fixed, spec.shapes, spec.aliases, spec.notes)
+    return replace(spec, bindings=tuple(bindings))

@@ -12,9 +12,11 @@ from torch import Tensor
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Site, Wreath
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.hashing import IntArray
+from pyalign.symmetry.tracing.mixtures import Mixture, solve_mixtures
 from pyalign.symmetry.tracing.scales import Scales
 from pyalign.symmetry.tracing.solve import Class, Units, components
-from pyalign.symmetry.tracing.ties import IntArray, ParameterAxis, Ties
+from pyalign.symmetry.tracing.ties import ParameterAxis, Ties
 from pyalign.symmetry.tracing.tracer import Sight
 
 __all__ = ["build_spec"]
@@ -27,6 +29,7 @@ def build_spec(
     shapes: Mapping[str, tuple[int, ...]],
     aliases: dict[str, str],
     notes: Sequence[str],
+    within: Kind = Kind.INVERTIBLE,
 ) -> SymmetrySpec:
     """The spec of a solved trace.
 
@@ -37,6 +40,7 @@ def build_spec(
         shapes: Shape of every tensor of the state dict.
         aliases: Tied names.
         notes: Notes for the user.
+        within: The largest class that is looked for.
     """
     slots = Slots(units)
     layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
@@ -48,18 +52,27 @@ def build_spec(
     slots = Slots(units)
     _name(units.classes, layout)
     scales = Scales(ties, units)
+    mixtures = solve_mixtures(ties, units, scales) if within.mixes else []
+    whole = {id(m.holder): m for m in mixtures if m.whole}
     groups, bindings = {}, []
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
         kept = _kept(ties, units, c)
         kind, reason, power = (
             scales.of(c) if id(c) in bound else (Kind.PERMUTATION, "moves the blocks of other groups", {})
         )
+        if any(m.holder is c and not m.whole for m in mixtures):
+            kind, reason, power = Kind.PERMUTATION, "signs and scales are those of the groups within", {}
+        if id(c) in whole:
+            kind, reason, kept, power = whole[id(c)].kind, whole[id(c)].reason, "", whole[id(c)].power
         structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
         groups[c.name] = Group(c.name, len(c.units), kind, structure, kept or reason)
         for axis, found in layout:
             if id(c) in found:
                 bindings += _bindings(axis, c, found[id(c)], power)
-    fixed = _fixed(ties, units, layout)
+    for m in mixtures:
+        if not m.whole:
+            bindings += _mixture(m, groups)
+    fixed = _fixed(ties, layout, {(b.tensor, b.axis) for b in bindings})
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
     return SymmetrySpec(
@@ -136,6 +149,25 @@ def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[i
     ]
 
 
+def _mixture(m: Mixture, groups: dict[str, Group]) -> list[AxisBinding]:
+    """Add the group of a mixture, named after its first tensor, and bind it to its axes."""
+    base = m.places[0][0].tensor.rsplit(".", 1)[0]
+    name = next(n for n in (f"{base}.within{k}" for k in ("", *map(str, range(2, 10**6)))) if n not in groups)
+    structure = Flat() if m.holder is None else Wreath(m.holder.name, len(m.holder.units))
+    groups[name] = Group(name, m.size, m.kind, structure, m.reason)
+    bindings = []
+    for axis, atoms in m.places:
+        sides: dict[Side, list[int]] = {}
+        for run, atom in enumerate(atoms[0].tolist()):
+            side = Side.CONTRAVARIANT if m.power.get(atom, 1) < 0 else Side.COVARIANT
+            sides.setdefault(side, []).append(run)
+        for side, runs in sides.items():
+            positions = torch.from_numpy(atoms[:, runs] - axis.start)
+            placed = m.holder is not None
+            bindings.append(AxisBinding(axis.tensor, axis.axis, name, side, Role.MATCHED, positions, placed=placed))
+    return bindings
+
+
 def _kept(ties: Ties, units: Units, c: Class) -> str:
     """Why the order inside each unit of a class stays, empty when units have no inside."""
     members = set(units.members[int(c.units[0])].tolist())
@@ -146,7 +178,7 @@ def _kept(ties: Ties, units: Units, c: Class) -> str:
 
 
 def _fixed(
-    ties: Ties, units: Units, layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]]
+    ties: Ties, layout: Sequence[tuple[ParameterAxis, dict[int, Tensor]]], mixed: set[tuple[str, int]]
 ) -> tuple[FixedAxis, ...]:
     """Axes that no group moves, each with the nearest reason."""
     loose = components(
@@ -161,7 +193,7 @@ def _fixed(
         direct[atoms] = why[loose[atoms]] = number
     result = []
     for axis, found in layout:
-        if not found:
+        if not found and (axis.tensor, axis.axis) not in mixed:
             pin = direct[axis.start] if direct[axis.start] >= 0 else why[loose[axis.start]]
             default = "its units differ from each other" if axis.size > 1 else "a single unit"
             result.append(FixedAxis(axis.tensor, axis.axis, ties.pins[pin][1] if pin >= 0 else default))

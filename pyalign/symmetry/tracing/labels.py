@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["FIXED", "Label", "Operand", "Plane", "compact", "place"]
+from pyalign.symmetry.tracing.hashing import IntArray
+
+__all__ = ["FIXED", "Label", "Operand", "Pending", "Plane", "as_array", "compact", "place"]
 
 FIXED = 0
 
@@ -40,6 +42,23 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
+class Pending:
+    """What was done to mixed units and can be judged only by what follows: a square, or a product with constants.
+
+    Args:
+        source: The tensor it was done to.
+        planes: The planes of that tensor.
+        factor: The constant it was multiplied with; None for a square.
+        dims: The axes along which the factor varies.
+    """
+
+    source: Tensor
+    planes: tuple[Plane, ...]
+    factor: Tensor | None = None
+    dims: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
 class Label:
     """What is known of one tensor.
 
@@ -47,11 +66,13 @@ class Label:
         planes: Its planes, at most one per axis.
         random: It is noise, which knows no order of units.
         leaks: Planes of units whose numbers the tensor holds (argmax); using it pins them.
+        pending: What was done last, where the next operator decides whether units may be mixed.
     """
 
     planes: tuple[Plane, ...] = ()
     random: bool = False
     leaks: tuple[Plane, ...] = ()
+    pending: Pending | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,3 +108,8 @@ def place(plane: Plane, dims: Sequence[int], rank: int) -> Plane:
     for d in order:
         shape[dims[d]] = plane.atoms.shape[d]
     return Plane(plane.atoms.permute(order).reshape(shape), plane.scaled)
+
+
+def as_array(atoms: Tensor) -> IntArray:
+    """A plane's atoms as an array."""
+    return atoms.numpy()

@@ -42,7 +42,7 @@ class Scales:
         node, inverse = self.node[atoms], self.node[atoms + self.count]
         best = self._generator(node[0], inverse[0])
         if best is None:
-            return Kind.PERMUTATION, next(filter(None, map(self._reason, node[0].tolist())), ""), {}
+            return Kind.PERMUTATION, next(filter(None, map(self.reason, node[0].tolist())), ""), {}
         own = node[:, best : best + 1]
         falls, grows = atoms[node == inverse[:, best : best + 1]], atoms[node == own]
         powers = dict.fromkeys(falls.tolist(), -1) | dict.fromkeys(grows.tolist(), 1)
@@ -50,9 +50,9 @@ class Scales:
         kind = (
             Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
         )
-        return kind, self._reason(int(own[0, 0])) or "only linear operators act on it", powers
+        return kind, self.reason(int(own[0, 0])) or "only linear operators act on it", powers
 
-    def _reason(self, node: int) -> str:
+    def reason(self, node: int) -> str:
         """Why a node's factor is limited, or nothing."""
         limit = int(self.limit[node])
         return self.ties.scale_limits[limit][2] if limit >= 0 else ""

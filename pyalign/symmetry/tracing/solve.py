@@ -9,8 +9,9 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from pyalign.symmetry.tracing.hashing import HashArray, IntArray, mix
 from pyalign.symmetry.tracing.labels import FIXED
-from pyalign.symmetry.tracing.ties import HashArray, IntArray, Ties, _mix
+from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Class", "Units", "solve_units"]
 
@@ -66,13 +67,13 @@ def solve_units(ties: Ties) -> Units:
     count = int(unit.max()) + 1
     signature = _roles(ties.signature, ties.edges)
     content = np.zeros(count, np.uint64)
-    np.add.at(content, unit, _mix(signature))
+    np.add.at(content, unit, mix(signature))
     order = np.full(count, ties.atoms)
     np.minimum.at(order, unit, np.arange(ties.atoms))
     parents = _parents(ties, unit)
     key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]))
     mixed = _mixed(unit, signature)
-    key[mixed] = _mix(mixed.astype(np.uint64) + np.uint64(1 << 42))
+    key[mixed] = mix(mixed.astype(np.uint64) + np.uint64(1 << 42))
     classes = _classes(key, parents, order, int(unit[FIXED]))
     members = np.argsort(unit, kind="stable")
     starts = np.searchsorted(unit[members], np.arange(count + 1))
@@ -89,9 +90,9 @@ def _roles(signature: HashArray, edges: list[tuple[IntArray, IntArray]]) -> Hash
     event = np.repeat(np.arange(len(edges), dtype=np.uint64), [len(pair[0]) for pair in edges]) << np.uint64(1)
     for _ in range(_ROUNDS):
         refined = signature.copy()
-        np.add.at(refined, x, _mix(_mix(signature[y]) + event))
-        np.add.at(refined, y, _mix(_mix(signature[x]) + event + np.uint64(1)))
-        signature = _mix(refined)
+        np.add.at(refined, x, mix(mix(signature[y]) + event))
+        np.add.at(refined, y, mix(mix(signature[x]) + event + np.uint64(1)))
+        signature = mix(refined)
     return signature
 
 
@@ -146,17 +147,17 @@ def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dic
         for u, bs in parents.items():
             if u != fixed:
                 for b in bs:
-                    inside[b] += _mix(key[u : u + 1])[0]
+                    inside[b] += mix(key[u : u + 1])[0]
         above = np.zeros_like(key)
         for u, bs in parents.items():
             for b in bs:
-                above[u] += _mix(key[b : b + 1] + np.uint64(7))[0]
-        key = np.asarray(_mix(key + _mix(inside + np.uint64(1)) + above), np.uint64)
+                above[u] += mix(key[b : b + 1] + np.uint64(7))[0]
+        key = np.asarray(mix(key + mix(inside + np.uint64(1)) + above), np.uint64)
     for b in pinned | several:
-        key[b] = _mix(np.array([b], np.uint64) + np.uint64(1 << 40))[0]
+        key[b] = mix(np.array([b], np.uint64) + np.uint64(1 << 40))[0]
     for u, bs in parents.items():
         if any(b in pinned or b in several for b in bs):
-            key[u] = _mix(key[u : u + 1] + _mix(np.array([cells[u] + (1 << 41)], np.uint64)))[0]
+            key[u] = mix(key[u : u + 1] + mix(np.array([cells[u] + (1 << 41)], np.uint64)))[0]
     return key
 
 

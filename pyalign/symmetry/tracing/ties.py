@@ -7,15 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import FIXED, Plane
+from pyalign.symmetry.tracing.hashing import HashArray, IntArray, mix
+from pyalign.symmetry.tracing.labels import FIXED, Plane, as_array
+from pyalign.symmetry.tracing.mixing import Mixing
 
 __all__ = ["ParameterAxis", "Ties"]
-
-IntArray = npt.NDArray[np.int64]
-HashArray = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,11 @@ class Ties:
     parents: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
+    mixing: Mixing = field(default_factory=lambda: Mixing())
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
+    unscaled: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     events: int = 0
 
@@ -56,9 +58,19 @@ class Ties:
         start = self.atoms
         self.signature = np.concatenate([self.signature, np.zeros(count, np.uint64)])
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
+        self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
+        self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
+        self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
         return atoms
+
+    def axis_of(self, atoms: IntArray) -> IntArray:
+        """Number of the parameter axis of each atom, -1 for atoms of none."""
+        starts = np.array([axis.start for axis in self.axes])
+        ends = np.array([axis.start + axis.size for axis in self.axes])
+        number = np.searchsorted(starts, atoms, side="right") - 1
+        return np.where((number >= 0) & (atoms < ends[number]), number, -1)
 
     def new_copies(self, atoms: IntArray) -> IntArray:
         """Further atoms of the same units, one for each of `atoms`."""
@@ -69,6 +81,7 @@ class Ties:
     def new_group(self, count: int) -> IntArray:
         """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
         blocks = self.new_atoms(count)
+        self.mixing.forbid(blocks, "values that belong to no parameter")
         self.mark(blocks, np.zeros(count, np.int64))
         return blocks
 
@@ -91,9 +104,11 @@ class Ties:
         self.mark(x, _rank(y), seen_by_x)
         self.mark(y, _rank(x), seen_by_y)
 
-    def pin(self, atoms: Iterable[int] | IntArray, reason: str) -> None:
-        """These atoms cannot move."""
+    def pin(self, atoms: Iterable[int] | IntArray, reason: str, mixing: bool = True) -> None:
+        """These atoms cannot move (nor, if `mixing`, become sums of each other)."""
         found = np.unique(np.asarray(atoms, np.int64))
+        if mixing:
+            self.mixing.forbid(found, reason)
         self.pinned[found] = True
         self.pins.append((found, reason))
         self.edges.append((found, np.full(len(found), FIXED)))
@@ -101,25 +116,41 @@ class Ties:
     def distinguish(self, plane: Plane, dims: set[int], reason: str) -> None:
         """Entries at different places along `dims` are treated differently: units only move among equals."""
         if set(plane.dims) <= dims:
-            self.pin(as_array(plane.atoms).reshape(-1), reason)
+            self.pin(as_array(plane.atoms).reshape(-1), reason, mixing=False)
             return
         self.keeps.append((np.unique(as_array(plane.atoms)), reason, False))
         self._mark_places(plane, dims)
 
-    def collapse(self, plane: Plane, dims: set[int], reason: str) -> None:
-        """Entries along `dims` are mixed in order: those at one place of the other axes become one unit."""
+    def collapse(self, plane: Plane, dims: set[int], reason: str, linear: bool = False) -> None:
+        """Entries along `dims` are mixed in order: those at one place of the other axes become one unit.
+
+        Args:
+            plane: What is mixed.
+            dims: The axes along which it is.
+            reason: What mixes it.
+            linear: Whether the mixing has been noted as a sum of products already.
+        """
         atoms = as_array(plane.atoms)
+        if not linear:
+            self.mixing.part([plane], reason)
         varying = [d for d in plane.dims if d in dims]
         if len(varying) == len(plane.dims):
-            self.pin(atoms.reshape(-1), reason)
+            self.pin(atoms.reshape(-1), reason, mixing=False)
             return
         first = atoms[tuple(slice(0, 1) if d in varying else slice(None) for d in range(atoms.ndim))]
         leader = np.broadcast_to(first, atoms.shape).reshape(-1).copy()
         self.edges.append((leader, atoms.reshape(-1)))
+        self.leader[atoms.reshape(-1)] = leader
         if plane.scaled:
             self.tie_scale(leader, atoms.reshape(-1), 1)
         self.keeps.append((np.unique(atoms), reason, True))
         self._mark_places(plane, dims)
+
+    def one_inside(self, plane: Plane, dims: set[int]) -> bool:
+        """Whether entries along `dims` are one unit already, at every place of the other axes."""
+        leaders = self.leader[as_array(plane.atoms)]
+        first = leaders[tuple(slice(0, 1) if d in dims else slice(None) for d in range(leaders.ndim))]
+        return bool((leaders == first).all() and (leaders != FIXED).all())
 
     def _mark_places(self, plane: Plane, dims: set[int]) -> None:
         atoms = as_array(plane.atoms)
@@ -130,6 +161,17 @@ class Ties:
                 shape[d] = atoms.shape[d]
                 role = role * atoms.shape[d] + np.arange(atoms.shape[d]).reshape(shape)
         self.mark(atoms.reshape(-1), np.broadcast_to(role, atoms.shape).reshape(-1))
+
+    def representatives(self, plane: Plane) -> Plane:
+        """A plane of atoms of its own, one for each unit of `plane`: what is left of units whose inside was summed."""
+        atoms = as_array(plane.atoms)
+        own = self.new_atoms(atoms.size)
+        self.pinned[own] = self.pinned[atoms.reshape(-1)]
+        self.mixing.forbid(own, "what is left of units after a sum")
+        self.edges.append((own, atoms.reshape(-1).copy()))
+        if plane.scaled:
+            self.tie_scale(own, atoms.reshape(-1), 1)
+        return Plane(torch.from_numpy(own).reshape(plane.atoms.shape), plane.scaled)
 
     def moves(self, plane: Plane) -> bool:
         """Whether some of its atoms may still move."""
@@ -143,9 +185,9 @@ class Ties:
     def mark(self, atoms: IntArray, role: IntArray, partner: HashArray | None = None) -> None:
         """Record one event in the signature of atoms; units with equal signatures are interchangeable."""
         self.events += 1
-        hashes = _mix(role.astype(np.uint64) * np.uint64(2_654_435_761) + np.uint64(self.events << 20))
+        hashes = mix(role.astype(np.uint64) * np.uint64(2_654_435_761) + np.uint64(self.events << 20))
         if partner is not None:
-            hashes = _mix(hashes + partner)
+            hashes = mix(hashes + partner)
         np.add.at(self.signature, atoms, hashes)
 
     def block(self, members: IntArray, blocks: IntArray) -> None:
@@ -157,17 +199,18 @@ class Ties:
         x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
         self.scale_edges.append((x.copy(), y.copy(), power))
 
+    def unscalable(self, plane: Plane) -> bool:
+        """Whether all units of a plane are known to have neither signs nor scales."""
+        return bool(self.unscaled[as_array(plane.atoms)].all())
+
     def limit_scale(self, plane: Plane, kind: Kind, reason: str) -> Plane:
         """Units of the plane may only have the signs and scales of `kind` from here on."""
         if not plane.scaled or kind is Kind.SCALED:
             return plane
-        self.scale_limits.append((np.unique(as_array(plane.atoms)), kind, reason))
+        found = np.unique(as_array(plane.atoms))
+        self.scale_limits.append((found, kind, reason))
+        self.unscaled[found] |= not (kind.signs or kind.scales)
         return plane if kind.signs or kind.scales else Plane(plane.atoms, scaled=False)
-
-
-def as_array(atoms: Tensor) -> IntArray:
-    """A plane's atoms as an array."""
-    return atoms.numpy()
 
 
 def _rank(values: IntArray) -> IntArray:
@@ -179,12 +222,3 @@ def _rank(values: IntArray) -> IntArray:
     rank = np.empty(len(values), np.int64)
     rank[order] = np.arange(len(values)) - np.repeat(starts, counts)
     return rank
-
-
-def _mix(x: HashArray) -> HashArray:
-    """splitmix64: spreads a counter over 64 bits."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
-from pyalign.symmetry.tracing.labels import Label, Operand, Plane, place
+from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.ties import Ties
@@ -75,6 +75,7 @@ class Trace(TorchDispatchMode):
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.used: set[int] = set()
         self.leaking: dict[str, tuple[Plane, ...]] = {}
+        self._suspended: Pending | None = None
         self._counts: Counter[tuple[str, int, str]] = Counter()
         self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
         for tensor, label in sources:
@@ -125,6 +126,22 @@ class Trace(TorchDispatchMode):
         label = self.label(tensor)
         return () if label is None else label.planes
 
+    def pending(self, tensor: Tensor) -> Pending | None:
+        """What was done to a tensor last, if that is to be judged by what follows."""
+        label = self.label(tensor)
+        return None if label is None else label.pending
+
+    def suspend(self, pending: Pending) -> None:
+        """The result of the running rule is to be judged by what follows."""
+        self._suspended = pending
+
+    def settle(self, pending: Pending | None) -> None:
+        """What follows explains nothing: the entries were treated each in its own way."""
+        if pending is not None and pending.factor is None:
+            self.ties.mixing.part(pending.planes, "squared")
+        elif pending is not None:
+            self.ties.mixing.touch(pending.planes, pending.dims)
+
     def leak(self, tensor: Tensor) -> None:
         """A tensor is used: units whose numbers it holds cannot move."""
         label = self.label(tensor)
@@ -170,19 +187,24 @@ class Trace(TorchDispatchMode):
     def _label(self, call: Call, in_place: bool) -> None:
         for tensor in tensors_of([call.args, call.kwargs]):
             self.leak(tensor)
+            if call.name not in _JUDGES:
+                self.settle(self.pending(tensor))
         rule = RULES.get(call.name)
         if rule is None and torch.Tag.pointwise in call.func.tags:
             rule = RULES["pointwise"]
         results = self._ruled(rule, call)
         outputs = tensors_of(call.out)
         results = [*results, *[()] * (len(outputs) - len(results))]
-        results = [tuple(p for p in planes if self.ties.moves(p)) for planes in results]
+        results = [tuple(p for p in planes if self._moves(p)) for planes in results]
         for planes in results:
             for plane in planes:
                 self.ties.see(plane)
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
-        self._set(call.out, [Label(planes, leaks=leaks if n else ()) for n, planes in enumerate(results)])
+        pending, self._suspended = self._suspended, None
+        first: dict[str, Any] = {"pending": pending}
+        others: dict[str, Any] = {"leaks": leaks}
+        self._set(call.out, [Label(planes, **(others if n else first)) for n, planes in enumerate(results)])
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
@@ -190,6 +212,13 @@ class Trace(TorchDispatchMode):
         ):
             self._update_relatives(outputs[0], results[0])
         self._sight(call, outputs, results)
+
+    def _moves(self, plane: Plane) -> bool:
+        """Whether a plane is worth following; what is not followed cannot be mixed."""
+        if self.ties.moves(plane):
+            return True
+        self.ties.mixing.part([plane], "held in place")
+        return False
 
     def _ruled(self, rule: Rule | None, call: Call) -> list[tuple[Plane, ...]]:
         try:
@@ -268,6 +297,10 @@ class Escapes(TorchFunctionMode):
 _LEAVES = frozenset(
     {"tolist", "numpy", "__array__", "item", "__float__", "__int__", "__bool__", "__index__", "__dlpack__", "data_ptr"}
 )
+
+
+_JUDGES = frozenset({"add", "mean", "sum"})
+"""Operators whose rules judge pending squares and products themselves."""
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyalign.symmetry.tracing.labels import Plane
+from pyalign.symmetry.tracing.labels import Plane, as_array
 from pyalign.symmetry.tracing.rules import contraction, creation, moving, normalisation, pointwise, pooling, reduction
 from pyalign.symmetry.tracing.rules.base import Rule
-from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import Operand, Plane
-from pyalign.symmetry.tracing.ties import Ties, as_array
+from pyalign.symmetry.tracing.labels import Operand, Plane, as_array
+from pyalign.symmetry.tracing.mixing import Mixing
+from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -21,7 +22,12 @@ Planes = tuple[Plane, ...]
 
 
 def combine(
-    trace: Trace, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int] = frozenset()
+    trace: Trace,
+    operands: Sequence[Operand],
+    mode: str,
+    reason: str,
+    summed: frozenset[int] = frozenset(),
+    judged: bool = False,
 ) -> Planes:
     """An elementwise map of several operands: planes that meet are tied.
 
@@ -32,10 +38,13 @@ def combine(
             others lose it), "pin" (all are lost).
         reason: Why units are told apart where an operand without units meets one that has them.
         summed: Axes that the product is summed over afterwards ("mul" of two operands): scales cancel there.
+        judged: Whether it has been noted already (or is to be, by what follows) which units may be mixed.
 
     Returns:
         The planes of the result.
     """
+    if not judged:
+        _mixed(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
         others = {d for j, other in enumerate(operands) if j != i for d in other.fixed}
         for plane in operand.planes:
@@ -48,12 +57,71 @@ def combine(
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
         for j, q in ranked[n + 1 :]:
-            if i != j and set(p.dims) & set(q.dims):
+            if i != j and set(p.dims) & set(q.dims) and not _shared(trace.ties, p, q, summed):
                 trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)
     return _widest(kept)
+
+
+def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
+    """Whether one operand serves all blocks of the other alike, entry by entry: blocks may move, their inside may not.
+
+    So it is with a scale inside every head (QK-norm), or a key that all heads read.
+    """
+    narrow, wide = (p, q) if len(p.dims) < len(q.dims) else (q, p)
+    inside = set(narrow.dims)
+    if not inside < set(wide.dims) or not (inside <= summed or ties.one_inside(wide, inside)):
+        return False
+    reason = "it serves the inside of all blocks alike"
+    ties.distinguish(wide, inside, reason)
+    ties.pin(np.unique(as_array(narrow.atoms)), reason, mixing=False)
+    return True
+
+
+def _mixed(mixing: Mixing, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int]) -> None:
+    """Note which entries of the operands' planes the operator does not tell apart."""
+    terms = [operand for operand in operands if mode != "add" or not operand.zero]
+    for i, operand in enumerate(terms):
+        others = [other for j, other in enumerate(terms) if j != i]
+        for p in operand.planes:
+            if mode == "add":
+                _added(mixing, p, others, reason)
+            elif mode == "mul":
+                _multiplied(mixing, p, others[0] if others else Operand(()), reason, summed)
+            else:
+                mixing.part([p], reason)
+
+
+def _added(mixing: Mixing, p: Plane, others: Sequence[Operand], reason: str) -> None:
+    """A term of a sum is one with its likes in all other terms."""
+    twins = [next((q for q in other.planes if q.dims == p.dims), None) for other in others]
+    if any(q is None for q in twins):
+        mixing.part([p], reason)
+        return
+    mixing.touch([p])
+    for q in twins:
+        assert q is not None
+        mixing.join(as_array(p.atoms), as_array(q.atoms))
+
+
+def _multiplied(mixing: Mixing, p: Plane, other: Operand, reason: str, summed: frozenset[int]) -> None:
+    """A factor of a product is linear along its own axes; along summed ones where the other factor is its dual."""
+    met = {d for q in other.planes for d in q.dims} | other.fixed
+    along = set(p.dims) & summed
+    if not along:
+        mixing.touch([p], met)
+        return
+    dual = next((q for q in other.planes if set(q.dims) & summed == along), None)
+    if dual is None or along & other.fixed:
+        mixing.part([p], reason)
+        return
+    mixing.touch([p], set(p.dims) - summed)
+    if set(dual.dims) == set(p.dims) or set(dual.dims) == along or set(p.dims) == along:
+        mixing.join(as_array(p.atoms), as_array(dual.atoms))
+    else:
+        mixing.part([p], reason)
 
 
 def _scales_added(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
@@ -81,7 +149,9 @@ def _scales_multiplied(ties: Ties, operands: Sequence[Operand], reason: str) -> 
     for operand in operands:
         for plane in operand.planes:
             rival = next((p for p in result if p.scaled and set(p.dims) & set(plane.dims)), None)
-            if plane.scaled and rival is not None:
+            if plane.scaled and rival is not None and ties.unscalable(rival):
+                result[result.index(rival)] = Plane(rival.atoms, scaled=False)
+            elif plane.scaled and rival is not None:
                 plane = ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with another unit's value")
             result.append(plane)
     for n, plane in enumerate(result):
@@ -145,7 +215,14 @@ def _widest(planes: Sequence[Plane]) -> Planes:
 
 
 def reduce_symmetric(
-    trace: Trace, planes: Planes, dims: set[int], keepdim: bool, linear: bool, reason: str, scales: bool = True
+    trace: Trace,
+    planes: Planes,
+    dims: set[int],
+    keepdim: bool,
+    reason: str,
+    linear: bool = True,
+    product: bool = False,
+    square: bool = False,
 ) -> Planes:
     """Planes after a reduction over `dims` that treats all entries alike.
 
@@ -154,23 +231,27 @@ def reduce_symmetric(
         planes: Planes of what is reduced.
         dims: Axes reduced.
         keepdim: Whether they stay with size 1.
-        linear: Whether scales along the axes that remain pass through.
         reason: Why units within a reduced axis are told apart when only part of a plane is reduced.
-        scales: Whether scales along reduced axes are lost (not so in a contraction, where they cancel).
+        linear: Whether scales along the axes that remain pass through.
+        product: Whether it ends a sum of products: scales along reduced axes have cancelled, mixtures too.
+        square: Whether squares are summed, which orthogonal mixtures leave as they are.
     """
     result = []
     for plane in planes:
         atoms = plane.atoms
+        if not product and (plane.along(dims) or not linear):
+            _judge(trace.ties.mixing, plane, dims, square, reason)
         if plane.along(dims):
             if set(plane.dims) <= dims:
-                if scales:
+                if not product:
                     trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
                 continue
-            trace.ties.collapse(plane, dims, reason)
-            if scales:
+            trace.ties.collapse(plane, dims, reason, linear=True)
+            if not product:
                 plane = trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
             for d in dims:
                 atoms = atoms.narrow(d, 0, 1)
+            atoms = trace.ties.representatives(Plane(atoms, plane.scaled)).atoms
         if not linear:
             plane = trace.ties.limit_scale(plane, Kind.PERMUTATION, reason)
         if not keepdim:
@@ -179,8 +260,17 @@ def reduce_symmetric(
     return tuple(result)
 
 
-def restrict(trace: Trace, planes: Planes, kind: Kind, reason: str) -> Planes:
+def _judge(mixing: Mixing, plane: Plane, dims: set[int], square: bool, reason: str) -> None:
+    if square and plane.along(dims):
+        mixing.touch([plane], set(plane.dims) - dims, Kind.ORTHOGONAL, "normalised by its length")
+    else:
+        mixing.part([plane], reason)
+
+
+def restrict(trace: Trace, planes: Planes, kind: Kind, reason: str, judged: bool = False) -> Planes:
     """The planes after a pointwise map that commutes with the scales of `kind` only."""
+    if kind is not Kind.SCALED and not judged:
+        trace.ties.mixing.part(planes, reason)
     return tuple(trace.ties.limit_scale(plane, kind, reason) for plane in planes)
 
 

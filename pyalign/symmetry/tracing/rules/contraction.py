@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyalign.symmetry.tracing.labels import Operand, Plane, place
+from pyalign.symmetry.tracing.labels import Operand, Plane, as_array, place
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, reduce_symmetric
-from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -21,7 +20,7 @@ __all__ = ["RULES", "SIGHTS"]
 def contract(trace: Trace, x: Operand, y: Operand, summed: set[int], reason: str) -> Planes:
     """`sum over summed of x * y`, in one index space."""
     planes = combine(trace, [x, y], "mul", reason, frozenset(summed))
-    return reduce_symmetric(trace, planes, summed, False, True, f"{reason}; the order inside each unit stays")
+    return reduce_symmetric(trace, planes, summed, False, f"{reason}; the order inside each unit stays", product=True)
 
 
 def matrix_product(trace: Trace, call: Call) -> list[Planes]:
@@ -84,6 +83,8 @@ def convolution(trace: Trace, call: Call) -> list[Planes]:
         _channels(trace, x, "convolution moves along it"), 1, groups, [0, 1, rank - 1, *range(3, 3 + space)], rank
     )
     ws = _weight(trace, weight, groups, transposed, rank)
+    if groups > 1:
+        trace.ties.mixing.touch([p for p in (*xs.planes, *ws.planes) if p.along({1})], {1})
     if groups > 1 and x.shape[1] // groups > 1:
         _block(trace, [p for p in (*xs.planes, *ws.planes) if p.along({1})], groups, rank)
         xs, ws = _tie_in_blocks(trace, xs, ws, rank)

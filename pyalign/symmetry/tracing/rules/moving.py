@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, compact
+from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
-from pyalign.symmetry.tracing.ties import Ties, as_array
+from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -87,6 +87,7 @@ def _distinct(ties: Ties, plane: Plane) -> Plane:
     copies = atoms.copy()
     copies[again] = ties.new_copies(atoms[again])
     ties.tie(copies, atoms)
+    ties.mixing.join(copies, atoms)
     if plane.scaled:
         ties.tie_scale(copies, atoms, 1)
     return Plane(torch.from_numpy(copies).reshape(plane.atoms.shape), plane.scaled)
@@ -127,8 +128,8 @@ def _indexed_axes(call: Call) -> set[int]:
 
 def concatenated(trace: Trace, call: Call) -> list[Planes]:
     """cat: a direct sum along the axis; along all others the parts are tied."""
-    parts = [t for t in call.args[0] if t.dim() == call.out.dim()]
     axis = call.get(1, "dim", 0) % call.out.dim()
+    parts = [t for t in call.args[0] if t.dim() == call.out.dim() and t.shape[axis]]
     rank = call.out.dim()
     along = [[p for p in trace.planes(t) if p.along({axis})] for t in parts]
     operands = []
@@ -176,6 +177,9 @@ def stacked(trace: Trace, call: Call) -> list[Planes]:
     """stack: cat along a new axis."""
     rank = call.out.dim()
     axis = call.get(1, "dim", 0) % rank
+    planes = [trace.planes(t) for t in call.args[0]]
+    if all(len(ps) == 1 and ps[0].dims == planes[0][0].dims and ps[0].scaled for ps in planes):
+        return [settle(trace, [Plane(torch.stack([ps[0].atoms for ps in planes], axis))])]
     dims = [d for d in range(rank) if d != axis]
     operands = [trace.operand(t, dims, rank) for t in call.args[0]]
     return [combine(trace, operands, "add", f"stacked with values that belong to no unit, in {call.place}")]

@@ -8,9 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import Operand
+from pyalign.symmetry.tracing.labels import Operand, as_array
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
-from pyalign.symmetry.tracing.ties import as_array
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -42,8 +41,16 @@ def layer_norm(trace: Trace, call: Call) -> list[Planes]:
     dims = set(range(rank - len(shape), rank))
     for plane in trace.planes(x):
         if plane.along(dims) and not set(plane.dims) <= dims:
-            trace.ties.collapse(plane, dims, "normalised over it")
-    return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, sorted(dims))]
+            trace.ties.collapse(plane, dims, "normalised over it", linear=True)
+    plain = bias is None and "rms" in call.name and (weight is None or _uniform(trace, weight))
+    if plain:
+        trace.ties.mixing.touch(trace.planes(x), set(range(rank)) - dims, Kind.ORTHOGONAL, "normalised by its length")
+    return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, sorted(dims), plain)]
+
+
+def _uniform(trace: Trace, weight: Tensor) -> bool:
+    """Whether a weight is a constant whose entries are all equal."""
+    return not trace.planes(weight) and not trace.operand(weight, range(weight.dim()), weight.dim()).fixed
 
 
 def group_norm(trace: Trace, call: Call) -> list[Planes]:
@@ -78,10 +85,12 @@ def _affine(
     weight: Tensor | None,
     bias: Tensor | None,
     dims: list[int],
+    judged: bool = False,
 ) -> Planes:
     rank = call.args[0].dim()
     affine = [Operand(()) if t is None else trace.operand(t, dims, rank) for t in (weight, bias)]
-    return combine(trace, [x, *statistics, *affine], "norm", f"{call.name} of values that belong to no unit")
+    reason = f"{call.name} of values that belong to no unit"
+    return combine(trace, [x, *statistics, *affine], "norm", reason, judged=judged)
 
 
 RULES: dict[str, Rule] = {

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import Operand, Plane
+from pyalign.symmetry.tracing.labels import Operand, Pending, Plane
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
+from pyalign.symmetry.tracing.rules.rotary import rotate
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -144,13 +145,42 @@ def pointwise(trace: Trace, call: Call) -> list[Planes] | None:
 
 
 def add(trace: Trace, call: Call) -> list[Planes] | None:
-    """Sums: scales must agree."""
-    return _binary(trace, call, "add")
+    """Sums: scales must agree. The sum that ends a rotary embedding rotates pairs."""
+    if not isinstance(call.out, Tensor):
+        return None
+    pendings = [trace.pending(a) if isinstance(a, Tensor) else None for a in call.args[:2]]
+    if not any(pendings):
+        return _binary(trace, call, "add")
+    rotated = call.name == "add" and call.kwargs.get("alpha", 1) == 1 and rotate(trace, *pendings)
+    if not rotated:
+        for pending in pendings:
+            trace.settle(pending)
+    operands = [trace.broadcast(a, call.out.dim()) for a in call.args[:2]]
+    return [combine(trace, operands, "add", _reason(call), judged=rotated)]
 
 
 def mul(trace: Trace, call: Call) -> list[Planes] | None:
-    """Products: one factor may carry a scale."""
-    return _binary(trace, call, "mul")
+    """Products: one factor may carry a scale. What a product with constants does to mixtures is seen later."""
+    if not isinstance(call.out, Tensor):
+        return None
+    rank = call.out.dim()
+    operands = [trace.broadcast(a, rank) for a in call.args[:2]]
+    for x, (one, two) in zip(call.args[:2], (operands, operands[::-1]), strict=True):
+        constant = isinstance(x, Tensor) and x.dim() == rank and bool(one.planes) and not two.planes
+        if constant and any(p.along(set(two.fixed)) for p in one.planes):
+            factor = call.args[1] if x is call.args[0] else call.args[0]
+            trace.suspend(Pending(x, one.planes, factor, two.fixed))
+            return [combine(trace, operands, "mul", _reason(call), judged=True)]
+    return [combine(trace, operands, "mul", _reason(call))]
+
+
+def power(trace: Trace, call: Call) -> list[Planes] | None:
+    """Powers: a square is judged by what becomes of it."""
+    if call.args[1:2] != (2,) and call.name != "square":
+        return pointwise(trace, call)
+    planes = trace.planes(call.args[0])
+    trace.suspend(Pending(call.args[0], planes))
+    return [restrict(trace, planes, Kind.PERMUTATION, "pow commutes with permutations only", judged=True)]
 
 
 def div(trace: Trace, call: Call) -> list[Planes]:
@@ -236,6 +266,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "hardtanh"), clip),
     **dict.fromkeys(("add", "sub", "rsub", "_add_relu"), add),
     **dict.fromkeys(("mul", "multiply", "_conj"), mul),
+    **dict.fromkeys(("pow", "square"), power),
     **dict.fromkeys(("div", "true_divide", "divide"), div),
     "masked_fill": masked_fill,
     "prelu": prelu,

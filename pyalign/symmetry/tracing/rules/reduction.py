@@ -26,7 +26,13 @@ def reduced(trace: Trace, call: Call) -> list[Planes]:
     reason = f"reduced by {call.name}"
     if call.name in _EXTREME:
         planes = restrict(trace, planes, Kind.POSITIVE, reason)
-    result = reduce_symmetric(trace, planes, dims, keepdim, call.name in _LINEAR | _EXTREME, reason)
+    pending = trace.pending(source)
+    square = call.name in _LINEAR and pending is not None and pending.factor is None
+    if pending is not None and not square:
+        trace.settle(pending)
+    if call.name in ("norm", "linalg_vector_norm") and call.get(1, "ord", 2) == 2:
+        square = True
+    result = reduce_symmetric(trace, planes, dims, keepdim, reason, call.name in _LINEAR | _EXTREME, square=square)
     if call.name in ("max", "min") and isinstance(call.out, tuple):
         trace.leaking["planes"] = tuple(p for p in planes if p.along(dims))
         return [result, ()]
@@ -37,7 +43,7 @@ def positions(trace: Trace, call: Call) -> list[Planes]:
     """Argmax and the like: along the axis units become numbers, so they stay."""
     source, dims, keepdim = _arguments(call)
     pin(trace, tuple(p for p in trace.planes(source) if p.along(dims)), f"{call.name} turns units into numbers")
-    return [reduce_symmetric(trace, trace.planes(source), dims, keepdim, False, f"reduced by {call.name}")]
+    return [reduce_symmetric(trace, trace.planes(source), dims, keepdim, f"reduced by {call.name}", linear=False)]
 
 
 def ordered(trace: Trace, call: Call) -> list[Planes]:

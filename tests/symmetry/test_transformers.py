@@ -1,0 +1,237 @@
+"""Transformers of Hugging Face with small random configurations: groups, classes and sizes as reasoned out by hand.
+
+Every case has one layer (T5 and Whisper one on either side). An entry such as "invertible 4x8" is four blocks that
+change places, with matrices of size eight inside each; "permutation 4" reorders four units.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyalign import derive
+from pyalign.errors import SymmetryError
+from pyalign.symmetry import Alignment, Kind, Role, Side, SymmetrySpec, Wreath, verify
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.hf
+torch.set_num_threads(1)
+
+IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+SOUND = torch.randn(2, 6, 20, generator=torch.Generator().manual_seed(0))
+TEXT: dict[str, Any] = {"input_ids": IDS}
+WRITER = {**TEXT, "use_cache": False}
+TRANSLATOR = {**WRITER, "decoder_input_ids": IDS[:, :5]}
+MARKS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BODY = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24}
+WORDS = {"vocab_size": 40, "max_position_embeddings": 40}
+SHARED = {**BODY, **WORDS, **MARKS, "num_key_value_heads": 2}
+GPT = {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 32, **MARKS}
+IMAGE = {**BODY, "image_size": 8, "patch_size": 4, "num_labels": 5}
+SPEECH = {
+    "vocab_size": 40, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_mel_bins": 6,
+    "max_source_positions": 10, "max_target_positions": 12, "decoder_start_token_id": 1, **MARKS,
+}  # fmt: skip
+LATENT = {
+    **SHARED, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
+    "topk_group": 1, "moe_intermediate_size": 12, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
+}  # fmt: skip
+STREAM, HEADS, CIRCUITS = "scaled permutation 32", "permutation 4", {"invertible 4x8": 2}
+# Two key-value heads with two query heads each: rotations for queries and keys, matrices for values and outputs.
+GROUPED = {STREAM: 1, "permutation 2": 1, "scaled rotation of pairs 2x8": 1, "invertible 2x8": 1}
+GATED = {"scaled permutation 24": 1}
+
+CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]] = {
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT, WRITER, {STREAM: 1, HEADS: 1, "permutation 128": 1, **CIRCUITS}),
+    "opt": (
+        "OPTForCausalLM", "OPTConfig",
+        {**BODY, **WORDS, **MARKS, "ffn_dim": 24, "word_embed_proj_dim": 32}, WRITER,
+        {STREAM: 1, HEADS: 1, "positive-scaled permutation 24": 1, **CIRCUITS},
+    ),
+    # Four of eight entries of each head rotate (neighbours are pairs), the other four are free.
+    "gptj": (
+        "GPTJForCausalLM", "GPTJConfig", {**GPT, "rotary_dim": 4}, WRITER,
+        {
+            STREAM: 1, HEADS: 1, "permutation 128": 1, "scaled rotation of pairs 4x4": 1, "invertible 4x4": 1,
+            "invertible 4x8": 1,
+        },
+    ),
+    "llama": ("LlamaForCausalLM", "LlamaConfig", SHARED, WRITER, {**GROUPED, **GATED}),
+    "mistral": ("MistralForCausalLM", "MistralConfig", SHARED, WRITER, {**GROUPED, **GATED}),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SHARED, WRITER, {**GROUPED, **GATED}),
+    # The norms of queries and keys have scales inside every head: nothing rotates, heads move.
+    "qwen3": (
+        "Qwen3ForCausalLM", "Qwen3Config", {**SHARED, "head_dim": 8}, WRITER,
+        {STREAM: 1, "permutation 2": 1, "invertible 2x8": 1, **GATED},
+    ),
+    # Scales before the residual sums allow no scales of the stream.
+    "gemma2": (
+        "Gemma2ForCausalLM", "Gemma2Config", {**SHARED, "head_dim": 8}, WRITER,
+        {**{k: n for k, n in GROUPED.items() if k != STREAM}, "permutation 32": 1, **GATED},
+    ),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", SHARED, WRITER, {**GROUPED, **GATED}),
+    "bert": ("BertModel", "BertConfig", {**BODY, **WORDS}, TEXT, {HEADS: 1, "permutation 24": 1, **CIRCUITS}),
+    "roberta": (
+        "RobertaForMaskedLM", "RobertaConfig", {**BODY, **WORDS, **MARKS}, TEXT,
+        {STREAM: 1, HEADS: 1, "permutation 24": 1, **CIRCUITS},
+    ),
+    # The encoder's states are an output, so the stream stays; a table of positions moves with its heads.
+    "t5": (
+        "T5ForConditionalGeneration", "T5Config",
+        {
+            "vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 4,
+            "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2,
+        },
+        TRANSLATOR,
+        {HEADS: 3, "positive-scaled permutation 24": 2, "invertible 4x8": 6},
+    ),
+    "vit": (
+        "ViTForImageClassification", "ViTConfig", IMAGE, {"pixel_values": PIXELS},
+        {STREAM: 1, HEADS: 1, "permutation 24": 1, **CIRCUITS},
+    ),
+    "deit": (
+        "DeiTForImageClassification", "DeiTConfig", IMAGE, {"pixel_values": PIXELS},
+        {STREAM: 1, HEADS: 1, "permutation 24": 1, **CIRCUITS},
+    ),
+    "clip": (
+        "CLIPModel", "CLIPConfig",
+        {
+            "text_config": {**BODY, **WORDS, **MARKS}, "projection_dim": 16,
+            "vision_config": {**BODY, "image_size": 8, "patch_size": 4},
+        },
+        {**TEXT, "pixel_values": PIXELS},
+        {HEADS: 2, "permutation 24": 2, "invertible 4x8": 4},
+    ),
+    "whisper": (
+        "WhisperForConditionalGeneration", "WhisperConfig", SPEECH,
+        {"input_features": SOUND, "decoder_input_ids": IDS[:, :5], "use_cache": False},
+        {HEADS: 3, "permutation 24": 2, "invertible 4x8": 6},
+    ),
+    "mixtral": (
+        "MixtralForCausalLM", "MixtralConfig", {**SHARED, "num_local_experts": 4}, WRITER, {**GROUPED, **GATED},
+    ),
+    "qwen2_moe": (
+        "Qwen2MoeForCausalLM", "Qwen2MoeConfig",
+        {
+            **SHARED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+            "shared_expert_intermediate_size": 20,
+        },
+        WRITER, {**GROUPED, "scaled permutation 12": 1, "scaled permutation 20": 1},
+    ),
+    # Latents move as wholes; the entries without position are mixed in every head, and values with outputs.
+    "deepseek_v3": (
+        "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
+        {
+            STREAM: 1, "scaled permutation 12": 1, "scaled permutation 10": 1, "scaled permutation 24": 1,
+            "invertible 6": 4, "invertible 8": 4,
+        },
+    ),
+    "mamba": (
+        "MambaForCausalLM", "MambaConfig",
+        {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, **MARKS}, WRITER,
+        {STREAM: 1, "permutation 64": 1, "permutation 4": 1, "invertible 2": 1},
+    ),
+}  # fmt: skip
+NAMES = sorted(CASES)
+
+
+@functools.cache
+def derived(name: str) -> tuple[nn.Module, Mapping[str, Any], SymmetrySpec]:
+    model, config, options, inputs, _ = CASES[name]
+    torch.manual_seed(0)
+    built = getattr(transformers, model)(getattr(transformers, config)(**options)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # no operator of these models may be unknown
+        warnings.filterwarnings("ignore", message=".*never used.*")
+        return built, inputs, derive(built, inputs, within=Kind.INVERTIBLE)
+
+
+def listed(spec: SymmetrySpec) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for g in spec.groups.values():
+        blocks = g.structure.blocks if isinstance(g.structure, Wreath) else 0
+        found[f"{g.kind} {blocks}x{g.size // blocks}" if blocks else f"{g.kind} {g.size}"] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_groups_classes_and_sizes(name: str) -> None:
+    _, _, spec = derived(name)
+    found, expected = listed(spec), CASES[name][-1]
+    assert {key: found[key] for key in expected} == expected, f"{dict(found)}\n{spec.report()}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_elements_of_every_class_leave_the_outputs_unchanged(name: str) -> None:
+    model, inputs, spec = derived(name)
+    assert verify(spec, model, inputs, seed=1).passed
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "phi3"])
+def test_a_wrong_side_or_place_is_found(name: str) -> None:
+    model, inputs, spec = derived(name)
+    other = {Side.COVARIANT: Side.CONTRAVARIANT, Side.CONTRAVARIANT: Side.COVARIANT}
+    mixing = [b for b in spec.bindings if spec.groups[b.group].kind.mixes]
+    for wrong in (mixing[0], mixing[-1]):
+        for changed in (replace(wrong, side=other[wrong.side]), replace(wrong, positions=wrong.positions.roll(1, 0))):
+            broken = replace(spec, bindings=tuple(changed if b is wrong else b for b in spec.bindings))
+            with pytest.raises(SymmetryError, match="mixing units is not"):
+                verify(broken, model, inputs, seed=1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "llama", "qwen3"])
+def test_elements_form_a_group(name: str, tmp_path: Any) -> None:
+    model, _, spec = derived(name)
+    model = model.double()
+    g, h = spec.random(1), spec.random(2)
+    assert_close(g.compose(h).apply(model), g.apply(h.apply(model)))
+    assert_close(g.inverse().apply(g.apply(model)), model)
+    g.save(tmp_path / "g.safetensors")
+    loaded = Alignment.load(tmp_path / "g.safetensors", spec)
+    assert_close(loaded.apply(model), g.apply(model), 0.0)
+    assert spec.identity().is_identity
+
+
+def test_a_smaller_class_is_part_of_the_symmetry() -> None:
+    model, inputs, spec = derived("llama")
+    small = spec.within(Kind.PERMUTATION)
+    assert {str(g.kind) for g in small.groups.values()} == {"permutation"}
+    assert verify(small, model, inputs).passed
+    assert not any(g.kind.mixes for g in derive(model, inputs).groups.values())
+
+
+def test_plain_attention_and_encoder_layers() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True, dropout=0.0).double().eval()
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).double().eval()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    spec = derive(encoder, x, within=Kind.INVERTIBLE)
+    assert listed(spec)["invertible 4x4"] == 4
+    assert verify(spec, encoder, x).passed
+    attention = nn.MultiheadAttention(16, 4, batch_first=True).double().eval()
+    inputs = (x, x.flip(1), x)
+    spec = derive(attention, inputs, within=Kind.INVERTIBLE)
+    assert sum(n for key, n in listed(spec).items() if key.startswith("invertible")) >= 2
+    assert verify(spec, attention, inputs).passed
+
+
+def assert_close(one: nn.Module, two: nn.Module, tolerance: float = 1e-9) -> None:
+    state: Mapping[str, Tensor] = two.state_dict()
+    for key, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, state[key], rtol=tolerance, atol=tolerance)
+
+
+def test_matched_tensors_are_parameters_only() -> None:
+    _, _, spec = derived("llama")
+    assert all(b.role is Role.MATCHED for b in spec.bindings if spec.groups[b.group].kind.mixes)
