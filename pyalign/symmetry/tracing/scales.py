@@ -41,7 +41,7 @@ class Scales:
         """Kind of a class, what stands in the way of a larger one, and the exponent of the factor for each atom."""
         atoms = self._parameter_atoms(c)
         node, inverse = self.node[atoms], self.node[atoms + self.count]
-        best = self._generator(node[0], inverse[0])
+        best = self._generator(node[0], inverse[0], self.ties.axis_of(atoms[0]) >= 0)
         if best is None:
             reasons = [self.reasons[n] for n in node[0].tolist() if n in self.reasons]
             return Kind.PERMUTATION, reasons[0] if reasons else "", {}
@@ -54,11 +54,12 @@ class Scales:
         )
         return kind, self.reasons.get(int(own[0, 0]), "only linear operators act on it"), powers
 
-    def _generator(self, node: Nodes, inverse: Nodes) -> int | None:
+    def _generator(self, node: Nodes, inverse: Nodes, own: NDArray[np.bool_]) -> int | None:
         """Role of the atom whose scale the group takes: free, and shared by the most tensors of the first unit."""
         best, most = None, 0
         for role, n in enumerate(node.tolist()):
-            shared = int((node == n).sum() + (inverse == n).sum())
+            alike = (node == n) | (inverse == n)
+            shared = int((node == n).sum() + (inverse == n).sum()) if bool(alike[own].any()) else 0
             if (self.signs[n] or self.scales[n]) and shared > most:
                 best, most = role, shared
         return best
