@@ -7,10 +7,12 @@ change places, with matrices of size eight inside each; "permutation 4" reorders
 from __future__ import annotations
 
 import functools
+import runpy
 import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,3 +237,16 @@ def assert_close(one: nn.Module, two: nn.Module, tolerance: float = 1e-9) -> Non
 def test_matched_tensors_are_parameters_only() -> None:
     _, _, spec = derived("llama")
     assert all(b.role is Role.MATCHED for b in spec.bindings if spec.groups[b.group].kind.mixes)
+
+
+@pytest.mark.parametrize("name", ["gptmoe"])
+def test_the_trained_pairs_architectures(name: str) -> None:
+    path = Path(__file__).parents[3] / "shared" / "pairs" / "zoo.py"
+    if not path.exists():
+        pytest.skip("the trained pairs are not here")
+    model = runpy.run_path(str(path))["ZOO"][name]().eval()
+    tokens = torch.randint(0, 65, (2, 6))
+    spec = derive(model, tokens, within=Kind.INVERTIBLE)
+    experts = {"permutation 256": 16}
+    assert dict(listed(spec)) == {"scaled permutation 128": 1, "permutation 4": 4, "invertible 4x32": 8, **experts}
+    assert verify(spec, model, tokens).passed

@@ -178,11 +178,18 @@ def stacked(trace: Trace, call: Call) -> list[Planes]:
     rank = call.out.dim()
     axis = call.get(1, "dim", 0) % rank
     planes = [trace.planes(t) for t in call.args[0]]
-    if all(len(ps) == 1 and ps[0].dims == planes[0][0].dims and ps[0].scaled for ps in planes):
+    alike = all(len(ps) == 1 and ps[0].dims == planes[0][0].dims and ps[0].scaled for ps in planes)
+    if alike and _of_one(trace, planes):
         return [settle(trace, [Plane(torch.stack([ps[0].atoms for ps in planes], axis))])]
     dims = [d for d in range(rank) if d != axis]
     operands = [trace.operand(t, dims, rank) for t in call.args[0]]
     return [combine(trace, operands, "add", f"stacked with values that belong to no unit, in {call.place}")]
+
+
+def _of_one(trace: Trace, planes: Sequence[Planes]) -> bool:
+    """Whether parts were cut from one axis of a parameter (pairs of neighbours): then they are put back, not tied."""
+    number = trace.ties.axis_of(np.concatenate([as_array(p.atoms).reshape(-1) for ps in planes for p in ps]))
+    return bool((number == number[0]).all() and number[0] >= 0)
 
 
 def padded(trace: Trace, call: Call) -> list[Planes]:
