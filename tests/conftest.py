@@ -18,11 +18,6 @@ def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="device of the tests that can run on any: cpu (default) or cuda")
 
 
-def pytest_make_parametrize_id(val):
-    """Objects whose name holds an address are called after their class: every process must name a test alike."""
-    return type(val).__name__ if " at 0x" in repr(val) else None
-
-
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

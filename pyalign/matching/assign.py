@@ -184,9 +184,10 @@ class _Search:
 
     def solve_flat(self, groups: Sequence[Group]) -> None:
         gains = {g.name: self.gain(g) for g in groups if g.kind is not Kind.IDENTITY}
-        known = [(self.groups[n], gain) for n, gain in gains.items() if gain is not None]
-        solved = self.solve([self.preferred(group, gain) for group, gain in known])
-        self.perms = {group.name: perm.cpu() for (group, _), perm in zip(known, solved, strict=True)}
+        known = {n: self.preferred(self.groups[n], gain) for n, gain in gains.items() if gain is not None}
+        for device in dict.fromkeys(gain.device for gain in known.values()):  # some may have had to stay on the host
+            here = {name: gain for name, gain in known.items() if gain.device == device}
+            self.perms.update(zip(here, (perm.cpu() for perm in self.solve(list(here.values()))), strict=True))
         for group in groups:
             self.perms.setdefault(group.name, torch.arange(group.size))
 

@@ -168,7 +168,6 @@ def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
         ({"steps": 1, "every": 0}, InputError, "every=0"),
         ({"steps": 1, "bends": 0}, InputError, "at least one bend"),
     ],
-    ids=str,
 )
 def test_fits_that_cannot_be(change, error, message):
     with pytest.raises(error, match=message):

@@ -71,7 +71,7 @@ class MapDataset(torch.utils.data.Dataset):
         return torch.zeros(3), 0
 
 
-@pytest.mark.parametrize("data", [torch.zeros(4, 3), {"x": torch.zeros(4, 3)}, 7, "digits", MapDataset()], ids=str)
+@pytest.mark.parametrize("data", [torch.zeros(4, 3), {"x": torch.zeros(4, 3)}, 7, "digits", MapDataset()])
 def test_what_is_no_iterable_of_batches(data):
     with pytest.raises(DataError, match="not an iterable of batches"):
         list(checked(data))
