@@ -249,7 +249,7 @@ class Walker {
         const bool foreseen = walk_.together == 1 && kinds_[operand] == Kind::consecutive && !walk_.plan.jumps(operand);
         if (foreseen || walk_.pieces > 1 || !walk_.plan.rows[operand].dense || job >= end_) return;
         walk_.kernels.prefetch(base(operand, job) + begin * walk_.plan.item, count * walk_.plan.item,
-                               walk_.together == 1);
+                               walk_.together == 1 && kinds_[operand] == Kind::consecutive);
     }
 
     void part(const Batch& batch, int64_t r, int64_t begin, int64_t count) {
