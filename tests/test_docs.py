@@ -107,7 +107,7 @@ def test_the_readme_has_one_line_to_try_and_one_to_test() -> None:
     lines = re.findall(r"^python3 -m venv .*$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     begin = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt "
     assert [line.startswith(begin) for line in lines] == [True, True]
-    assert [line.rpartition(" && ")[2] for line in lines] == [".venv/bin/pyalign demo", ".venv/bin/pytest"]
+    assert [line.rpartition(" && ")[2] for line in lines] == [".venv/bin/pyalign demo", ".venv/bin/pytest -n 2"]
 
 
 def test_a_failing_example_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,11 +26,13 @@ def test_results_in_the_interpreter():
 
     Left out are those of sixteen-bit values: the interpreter rounds the least of them to zero.
     """
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton and not every_value"]
+    # Not `-m pytest`, which would find the package's sources in this folder before the installed package.
+    start = "import sys; sys.path.remove(''); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ["-q", "-p", "no:cacheprovider", "-k", "triton and not every_value"]
     names = ("test_permuted_lerp.py", "test_operators.py", "test_triton_interpreted.py")
     files = [FOLDER / name for name in names]
     result = subprocess.run(
-        [*command, *map(str, files)],
+        [sys.executable, "-c", start, *options, *map(str, files)],
         capture_output=True,
         text=True,
         timeout=400,
