@@ -261,7 +261,7 @@ def build() -> dict[str, str]:
     """Describe the compiled modules: compiler, SIMD path in use, threads, CUDA code; or why there is none.
 
     Example:
-        >>> sorted(build())[:2]
-        ['compiler', 'simd']
+        >>> {"compiler", "simd"} <= set(build())
+        True
     """
     return {**cpu.build(), **cuda.build()}

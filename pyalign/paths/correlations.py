@@ -115,6 +115,7 @@ def correlations(
         Tatro et al. 2020 (arXiv 2009.02439), section 5.
 
     Example:
+        >>> import torch
         >>> from torch import nn
         >>> from pyalign.paths import LinearPath
         >>> a = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))

@@ -67,6 +67,7 @@ def attacked(model: nn.Module, data: Iterable[Any], attack: Attack) -> Iterator[
         Pairs of attacked inputs and targets.
 
     Example:
+        >>> import torch
         >>> from pyalign.train import PGD
         >>> batches = [(torch.zeros(3, 2), torch.zeros(3).long())]
         >>> [x.shape for x, _ in attacked(nn.Linear(2, 2), batches, PGD())]
