@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pyalign.errors import InputError
 
-__all__ = ["replacing"]
+__all__ = ["json_text", "replacing"]
 
 
 @contextmanager
@@ -55,3 +57,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def json_text(content: Any, path: str | os.PathLike[str] | None = None, indent: int = 2) -> str:
+    """A record's content as JSON text, also written to `path` where one is given, whole or not at all."""
+    text = json.dumps(content, indent=indent)
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return text

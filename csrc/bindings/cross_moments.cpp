@@ -1,5 +1,6 @@
 #include "cross_moments/cross_moments.h"
 
+#include "bindings/moments_record.h"
 #include "bindings/tensor.h"
 
 namespace pyalign {
@@ -37,17 +38,14 @@ bool cross_moments(py::object x, py::object y, py::object mask, int64_t axis_x, 
         kept.emplace(mask, "mask", std::initializer_list<DType>{DType::boolean});
         input.mask = kept->with_shape(samples).view();
     }
-    Borrowed outputs[] = {{count, "count", {DType::f64}},       {mean_a, "mean_a", {DType::f64}},
-                          {mean_b, "mean_b", {DType::f64}},     {comoment, "comoment", {DType::f64}},
-                          {square_a, "square_a", {DType::f64}}, {square_b, "square_b", {DType::f64}}};
-    const std::vector<int64_t> shapes[] = {{},
-                                           {n},
-                                           {m},
-                                           {n, m},
-                                           full ? std::vector<int64_t>{n, n} : std::vector<int64_t>{n},
-                                           full ? std::vector<int64_t>{m, m} : std::vector<int64_t>{m}};
+    const py::object* given[] = {&count, &mean_a, &mean_b, &comoment, &square_a, &square_b};
+    std::vector<Borrowed> outputs;
+    for (size_t k = 0; k < 6; ++k) {
+        outputs.emplace_back(*given[k], kRecordNames[k], std::initializer_list<DType>{DType::f64});
+    }
+    const auto shapes = record_shapes(n, m, full);
     double* data[6];
-    for (int k = 0; k < 6; ++k) data[k] = outputs[k].with_shape(shapes[k]).contiguous().view().as<double>();
+    for (size_t k = 0; k < 6; ++k) data[k] = outputs[k].with_shape(shapes[k]).contiguous().view().as<double>();
     std::vector<Stretch> used = {stretch_of(a, false), stretch_of(b, false)};
     for (const Borrowed& output : outputs) used.push_back(stretch_of(output, true));
     if (kept) used.push_back(stretch_of(*kept, false));

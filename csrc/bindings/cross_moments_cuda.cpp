@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/cuda_module.h"
+#include "bindings/moments_record.h"
 
 namespace pyalign {
 namespace {
@@ -34,17 +35,10 @@ class Call {
             throw py::value_error("record: given " + std::to_string(py::len(tensors)) + " tensors, expected 6");
         }
         const int64_t n = input.x.shape[input.axis_x], m = input.y.shape[input.axis_y];
-        const bool full = input.full;
-        const char* names[] = {"count", "mean_a", "mean_b", "comoment", "square_a", "square_b"};
-        const std::vector<int64_t> shapes[] = {{},
-                                               {n},
-                                               {m},
-                                               {n, m},
-                                               full ? std::vector<int64_t>{n, n} : std::vector<int64_t>{n},
-                                               full ? std::vector<int64_t>{m, m} : std::vector<int64_t>{m}};
+        const auto shapes = record_shapes(n, m, input.full);
         double* data[6];
         for (size_t k = 0; k < 6; ++k) {
-            outputs_.emplace_back(tensors[k], names[k], std::initializer_list<DType>{DType::f64}, place_);
+            outputs_.emplace_back(tensors[k], kRecordNames[k], std::initializer_list<DType>{DType::f64}, place_);
             data[k] = outputs_.back().with_shape(shapes[k]).contiguous().view().as<double>();
         }
         return {data[0], data[1], data[2], data[3], data[4], data[5]};

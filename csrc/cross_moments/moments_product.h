@@ -12,18 +12,6 @@ namespace pyalign {
 
 constexpr int kPairTile = 128;  // units of a block's tile
 
-struct ProductWork {
-    MomentStream a, b;
-    MomentUnits units_a, units_b;
-    MomentSamples samples;
-    MomentSlices slices;
-    int which_a, which_b;  // whose strides
-    bool upper, counts;    // only pairs with column >= row; whether sums of the units are wanted
-    int64_t padded_a, padded_b;
-    float* partial;  // [slice of this launch][tile row][tile column][128][128]
-    double* count;   // [slice]: samples kept
-};
-
 // kDepth samples at a time. kWide: entries of any type, shifted; otherwise raw 16-bit ones. kUnitsFirst: units, not
 // samples, lie side by side in memory.
 template <Narrow kKind, int kPieces, int kDepth, bool kWide, bool kUnitsFirst>
@@ -35,7 +23,7 @@ struct ProductBody {
     static constexpr int kPieceBytes = kPairTile * kDepth * 2;
     static constexpr int kBatch = kThreads / kDepth;  // tiles that a table holds
 
-    ProductWork work;
+    ProductWork<float> work;
     bool flushes;  // whether there is room for the second sums
 
     struct Shared {

@@ -9,21 +9,12 @@ namespace pyalign {
 
 constexpr int kDoubleTile = 64;
 
-struct DoubleProductBody {
+struct DoubleProductBody : ProductWork<double> {
     static constexpr int kThreads = 128;
     static constexpr int kDepth = 16;
     static constexpr int kEntries = kDoubleTile * kDepth / kThreads;
     static constexpr int kRow = kDepth + 4;  // rows four doubles apart in the banks
     static constexpr int kBatch = kThreads / kDepth;
-
-    MomentStream a, b;
-    MomentUnits units_a, units_b;
-    MomentSamples samples;
-    MomentSlices slices;
-    int which_a, which_b;
-    bool upper, counts;
-    int64_t padded_a, padded_b;
-    double *partial, *count;
 
     struct Shared {
         double stage[2][2][kDoubleTile * kRow];

@@ -87,20 +87,7 @@ class MomentLaunches {
 
     void products(int pair, int a, int b, const MomentSlices& slices) {
         if (plan_.sizes.in_double) return products_double(pair, a, b, slices);
-        const ProductWork work{views_.stream[a],
-                               views_.stream[b],
-                               plan_.units[a],
-                               plan_.units[b],
-                               views_.samples,
-                               slices,
-                               a,
-                               b,
-                               pair != 0,
-                               pair == 0,
-                               plan_.blocks[a] * plan_.tile,
-                               plan_.blocks[b] * plan_.tile,
-                               static_cast<float*>(plan_.partial[pair]),
-                               plan_.count};
+        const ProductWork<float> work = work_of<float>(pair, a, b, slices);
         if (narrow_pair()) {
             if (views_.stream[0].dtype == DType::bf16) {
                 product<Narrow::bf16, 1, 64, false>(work, a, b);
@@ -116,7 +103,7 @@ class MomentLaunches {
     }
 
     template <Narrow kKind, int kPieces, int kDepth, bool kWide>
-    void product(const ProductWork& work, int a, int b) {
+    void product(const ProductWork<float>& work, int a, int b) {
         if (views_.units_first) {
             run_product(ProductBody<kKind, kPieces, kDepth, kWide, true>{work, plan_.flushes}, a, b);
         } else {
@@ -130,21 +117,26 @@ class MomentLaunches {
     }
 
     void products_double(int pair, int a, int b, const MomentSlices& slices) {
-        const DoubleProductBody body{views_.stream[a],
-                                     views_.stream[b],
-                                     plan_.units[a],
-                                     plan_.units[b],
-                                     views_.samples,
-                                     slices,
-                                     a,
-                                     b,
-                                     pair != 0,
-                                     pair == 0,
-                                     plan_.blocks[a] * plan_.tile,
-                                     plan_.blocks[b] * plan_.tile,
-                                     static_cast<double*>(plan_.partial[pair]),
-                                     plan_.count};
+        const DoubleProductBody body{work_of<double>(pair, a, b, slices)};
         queue_.run(body, {plan_.blocks[b], plan_.blocks[a], slices.count}, DoubleProductBody::shared_bytes());
+    }
+
+    template <typename Sum>
+    ProductWork<Sum> work_of(int pair, int a, int b, const MomentSlices& slices) const {
+        return {views_.stream[a],
+                views_.stream[b],
+                plan_.units[a],
+                plan_.units[b],
+                views_.samples,
+                slices,
+                a,
+                b,
+                pair != 0,
+                pair == 0,
+                plan_.blocks[a] * plan_.tile,
+                plan_.blocks[b] * plan_.tile,
+                static_cast<Sum*>(plan_.partial[pair]),
+                plan_.count};
     }
 
     void fold(const MomentSlices& slices, bool begins) {

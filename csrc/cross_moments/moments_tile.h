@@ -72,4 +72,18 @@ PYALIGN_BOTH float entry_of(DType dtype, const uint32_t (&words)[kWords], int e)
     return dtype == DType::bf16 ? widen_bf16(bits) : widen_f16(bits);
 }
 
+// What one launch of products works on, whatever it sums in.
+template <typename Sum>
+struct ProductWork {
+    MomentStream a, b;
+    MomentUnits units_a, units_b;
+    MomentSamples samples;
+    MomentSlices slices;
+    int which_a, which_b;  // whose strides
+    bool upper, counts;    // only pairs with column >= row; whether sums of the units are wanted
+    int64_t padded_a, padded_b;
+    Sum* partial;   // [slice of this launch][tile row][tile column][tile][tile]
+    double* count;  // [slice]: samples kept
+};
+
 }  // namespace pyalign

@@ -22,7 +22,7 @@ from pyalign.symmetry import (
     Wreath,
 )
 from pyalign.symmetry.actions import act
-from pyalign.symmetry.elements import following
+from pyalign.symmetry.elements import composed, following
 
 __all__ = ["MixedDescent"]
 
@@ -143,7 +143,7 @@ class MixedDescent:
         self.b.update(moved)
         self.costs.update(costs)
         for name, element in moves.items():
-            self.elements[name] = _after(element, self.elements[name])
+            self.elements[name] = composed(element, self.elements[name])
         if only is None:
             self.trace.append(self.objective)
         return True
@@ -270,14 +270,6 @@ def _circuit_size(descent: MixedDescent, group: Group, only: frozenset[str] | No
     blocks = torch.arange(group.structure.blocks)
     one, two = (in_blocks(m, group.structure.blocks)[blocks, blocks] for m in descent._own(group, only))
     return max(float((one * two).sum()), 1e-300)
-
-
-def _after(move: Transform, before: Transform) -> Transform:
-    if isinstance(move, BlockLinear):
-        assert isinstance(before, BlockLinear)
-        return move @ before
-    assert isinstance(before, ScaledPermutation)
-    return move @ before
 
 
 def _families(spec: SymmetrySpec) -> list[_Family]:

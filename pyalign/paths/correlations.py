@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyalign._atomic import replacing
+from pyalign._atomic import json_text
 from pyalign.engine import linear_assignment
 from pyalign.errors import InputError
 from pyalign.paths.path import Path, checked_t
@@ -67,11 +66,7 @@ class Correlations:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The record as JSON text, also written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2)
-        if path is not None:
-            with replacing(path) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
 
 def correlations(

@@ -7,14 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pyalign._atomic import replacing
 from pyalign.errors import CheckpointError
+from pyalign.symmetry.files import read_tensors, write_tensors
 
-__all__ = ["CurveContent", "read", "read_tensors", "write", "write_tensors"]
+__all__ = ["CurveContent", "read", "write"]
 
 FORMAT = "pyalign-curve-1"
 
@@ -43,13 +41,6 @@ def write(
     write_tensors(path, tensors, {"format": FORMAT, "record": json.dumps(record)})
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors with texts to a `.safetensors` file, whole or not at all."""
-    apart = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        save_file(apart, temporary, metadata=metadata)
-
-
 def read(path: str | os.PathLike[str]) -> CurveContent:
     """Read a curve.
 
@@ -68,27 +59,3 @@ def read(path: str | os.PathLike[str]) -> CurveContent:
         raise CheckpointError(f"{path} is damaged: it holds no {missing[0]}", do="fit and save the curve again")
     inner = [parts[f"bend{i}"] for i in range(bends)]
     return CurveContent([parts["a"], parts["b"]], inner, **{k: record[k] for k in CurveContent._fields[2:]})
-
-
-def read_tensors(path: str | os.PathLike[str], kind: str, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and texts of a file of one format.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or of another format.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"cannot read {what} from {path}",
-            given=str(error),
-            expected="a file that pyalign wrote",
-            do="look at the path",
-        ) from error
-    if metadata.get("format") != kind:
-        raise CheckpointError(
-            f"{path} is not {what}", given=f"format {metadata.get('format')!r}", expected=f"format {kind!r}"
-        )
-    return tensors, metadata

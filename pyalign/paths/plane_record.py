@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyalign._atomic import replacing
+from pyalign._atomic import json_text
 from pyalign.errors import InputError
 
 __all__ = ["PlaneRecord"]
@@ -93,8 +92,4 @@ class PlaneRecord:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The record as JSON text, also written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=1)
-        if path is not None:
-            with replacing(path) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
-        return text
+        return json_text(self.to_dict(), path, indent=1)

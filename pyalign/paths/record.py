@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from pyalign._atomic import replacing
+from pyalign._atomic import json_text, replacing
 from pyalign.errors import InputError
 
 __all__ = ["Barrier"]
@@ -137,11 +136,7 @@ class Barrier:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The record as JSON text, also written to `path` where one is given."""
-        text = json.dumps(self.to_dict(), indent=2)
-        if path is not None:
-            with replacing(path) as temporary:
-                temporary.write_text(text + "\n", encoding="utf-8")
-        return text
+        return json_text(self.to_dict(), path)
 
     def plot(self, target: Any = None, *, label: str | None = None) -> Any:
         """Draw loss, and accuracy on a second scale, over t.

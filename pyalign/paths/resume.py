@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyalign.errors import CheckpointError
-from pyalign.paths.curvefile import read_tensors, write_tensors
+from pyalign.symmetry.files import read_tensors, write_tensors
 
 __all__ = ["History", "Progress", "RunFile"]
 

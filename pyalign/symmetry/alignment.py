@@ -7,18 +7,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, TypeVar, cast, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyalign._atomic import replacing
 from pyalign.errors import CheckpointError, InputError, MismatchError
 from pyalign.symmetry import optimizer_state
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.elements import composed
+from pyalign.symmetry.files import read_tensors, write_tensors
 from pyalign.symmetry.groups import Group
 from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.printing import table
@@ -144,7 +142,7 @@ class Alignment:
                 expected=self.spec.fingerprint,
                 do="compose alignments of one architecture",
             )
-        both = {name: _product(g, first.transforms[name]) for name, g in self.transforms.items()}
+        both = {name: composed(g, first.transforms[name]) for name, g in self.transforms.items()}
         return Alignment(self.spec, both, method=f"{first.method}, then {self.method}")
 
     @property
@@ -214,8 +212,7 @@ class Alignment:
             "record": json.dumps(record),
             "spec": json.dumps(self.spec.to_dict()),
         }
-        with replacing(path) as temporary:
-            save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata=metadata)
+        write_tensors(path, tensors or {"empty": torch.zeros(1)}, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], spec: SymmetrySpec | nn.Module | None = None) -> Alignment:
@@ -229,7 +226,7 @@ class Alignment:
             CheckpointError: The file is missing, damaged or no alignment.
             MismatchError: It belongs to another architecture.
         """
-        metadata, tensors = _read(Path(path))
+        tensors, metadata = read_tensors(path, _FORMAT, "an alignment")
         own = SymmetrySpec.from_dict(json.loads(metadata["spec"]))
         if own.fingerprint != metadata["fingerprint"]:
             raise CheckpointError(f"{path} is damaged: its spec does not match its fingerprint", do="align again")
@@ -262,33 +259,6 @@ _RECORDED = (
     "seconds",
     "notes",
 )
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"cannot read an alignment from {path}", given=str(error), expected="a file that Alignment.save wrote"
-        ) from error
-    if metadata.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{path} is no alignment",
-            given=f"format {metadata.get('format')!r}",
-            expected=f"format {_FORMAT!r}",
-            do="pass a file that Alignment.save wrote",
-        )
-    return metadata, tensors
-
-
-def _product(last: Transform, first: Transform) -> Transform:
-    if isinstance(last, BlockLinear):
-        assert isinstance(first, BlockLinear)
-        return last @ first
-    assert isinstance(first, ScaledPermutation)
-    return last @ first
 
 
 def _moved(element: Transform) -> float:

@@ -16,7 +16,16 @@ from pyalign.symmetry.transforms import ScaledPermutation, Transform, random_sca
 if TYPE_CHECKING:
     from pyalign.symmetry.spec import SymmetrySpec
 
-__all__ = ["as_matrices", "completed", "following", "random_element", "reordered"]
+__all__ = ["as_matrices", "completed", "composed", "following", "random_element", "reordered"]
+
+
+def composed(last: Transform, first: Transform) -> Transform:
+    """The element of one group that acts as `first` and then as `last`."""
+    if isinstance(last, BlockLinear):
+        assert isinstance(first, BlockLinear)
+        return last @ first
+    assert isinstance(first, ScaledPermutation)
+    return last @ first
 
 
 def following(group: Group, elements: Mapping[str, Transform]) -> Transform:

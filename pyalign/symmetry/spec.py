@@ -175,12 +175,10 @@ class SymmetrySpec:
             canonical = self.aliases.get(name, name)
             shared = canonical in done and state[canonical].data_ptr() == tensor.data_ptr()
             done.add(name)
-            yield (
-                name,
-                None
-                if shared and name != canonical
-                else act(tensor, self.on(name), elements, power * variance_power(name)),
-            )
+            if shared and name != canonical:
+                yield name, None
+            else:
+                yield name, act(tensor, self.on(name), elements, power * variance_power(name))
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Raise unless `state` has every bound tensor with the spec's shape.

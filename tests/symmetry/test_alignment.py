@@ -161,7 +161,7 @@ def test_a_failed_save_leaves_the_old_file(spec: SymmetrySpec, tmp_path: Path, m
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pyalign.symmetry.alignment.save_file", full)
+    monkeypatch.setattr("pyalign.symmetry.files.save_file", full)
     with pytest.raises(OSError, match="No space"):
         spec.random(1).save(path)
     assert path.read_bytes() == old

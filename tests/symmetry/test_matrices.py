@@ -97,24 +97,3 @@ def test_elements_of_different_groups_do_not_compose() -> None:
         _ = element(Kind.ORTHOGONAL, 2, 3, 0) @ element(Kind.ORTHOGONAL, 3, 2, 0)
     with pytest.raises(InputError, match="different groups"):
         _ = element(Kind.ORTHOGONAL, 1, 3, 0) @ ScaledPermutation.identity(3)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "meet"),
-    [
-        (Kind.ORTHOGONAL, Kind.PERMUTATION, Kind.PERMUTATION),
-        (Kind.ORTHOGONAL, Kind.POSITIVE, Kind.PERMUTATION),
-        (Kind.ORTHOGONAL, Kind.SCALED, Kind.SIGNED),
-        (Kind.ORTHOGONAL, Kind.SIGNED, Kind.SIGNED),
-        (Kind.INVERTIBLE, Kind.ORTHOGONAL, Kind.ORTHOGONAL),
-        (Kind.INVERTIBLE, Kind.ROTATION, Kind.ROTATION),
-        (Kind.INVERTIBLE, Kind.SCALED, Kind.SCALED),
-        (Kind.ROTATION, Kind.PERMUTATION, Kind.IDENTITY),
-        (Kind.ROTATION, Kind.ORTHOGONAL, Kind.IDENTITY),
-    ],
-)
-def test_meet_of_classes(a: Kind, b: Kind, meet: Kind) -> None:
-    assert a & b is meet
-    assert b & a is meet
-    assert meet <= a
-    assert meet <= b

@@ -89,6 +89,15 @@ def test_elements_of_different_groups_do_not_compose() -> None:
         (Kind.SCALED, Kind.POSITIVE, Kind.POSITIVE),
         (Kind.IDENTITY, Kind.SCALED, Kind.IDENTITY),
         (Kind.PERMUTATION, Kind.SCALED, Kind.PERMUTATION),
+        (Kind.ORTHOGONAL, Kind.PERMUTATION, Kind.PERMUTATION),
+        (Kind.ORTHOGONAL, Kind.POSITIVE, Kind.PERMUTATION),
+        (Kind.ORTHOGONAL, Kind.SCALED, Kind.SIGNED),
+        (Kind.ORTHOGONAL, Kind.SIGNED, Kind.SIGNED),
+        (Kind.INVERTIBLE, Kind.ORTHOGONAL, Kind.ORTHOGONAL),
+        (Kind.INVERTIBLE, Kind.ROTATION, Kind.ROTATION),
+        (Kind.INVERTIBLE, Kind.SCALED, Kind.SCALED),
+        (Kind.ROTATION, Kind.PERMUTATION, Kind.IDENTITY),
+        (Kind.ROTATION, Kind.ORTHOGONAL, Kind.IDENTITY),
     ],
 )
 def test_meet_of_classes(a: Kind, b: Kind, meet: Kind) -> None:
