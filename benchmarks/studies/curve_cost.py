@@ -46,7 +46,7 @@ def plain_step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 def curve_step(a: nn.Module, b: nn.Module, bends: int, x: Tensor, y: Tensor) -> Step:
     """One step of SGD on the bends of a curve, as `pyalign.curve` takes it."""
-    path = Curve(a, b, bends=bends)
+    path = Curve.borrowing(a, b, bends=bends)
     objective = CurveObjective(path, a, weight_decay=5e-4)
     optimizer = torch.optim.SGD(objective.parameters, lr=1e-3, momentum=0.9, nesterov=True)
 

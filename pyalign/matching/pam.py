@@ -187,9 +187,9 @@ class PAM:
     ) -> tuple[Curve, dict[str, Tensor]]:
         """The curve phase: the offset of the bend from the middle of the ends, trained and pulled to what it was."""
         path = Curve(problem.model_a, moved)
-        middle = [buffer.clone() for buffer in path.points[1]]
+        middle = [buffer.clone() for buffer in path.inner[0]]
         earlier = path.layout.pack(offset) if offset else [torch.zeros_like(buffer) for buffer in middle]
-        for buffer, old in zip(path.points[1], earlier, strict=True):
+        for buffer, old in zip(path.inner[0], earlier, strict=True):
             buffer.add_(old)
 
         def pull(parameters: list[Tensor], lr: float) -> None:
@@ -203,7 +203,7 @@ class PAM:
         )  # fmt: skip
         settings = self._settings(problem, round_, "curve")
         path.settings, path.history = train(objective, self._data(problem), settings, "curve")
-        found = path.layout.unpack([b - m for b, m in zip(path.points[1], middle, strict=True)])
+        found = path.layout.unpack([b - m for b, m in zip(path.inner[0], middle, strict=True)])
         return path, found
 
     def _settings(self, problem: Problem, round_: int, phase: str) -> Settings:

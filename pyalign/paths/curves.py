@@ -59,7 +59,27 @@ class Curve:
         (True, True)
     """
 
+    ends: list[dict[str, Tensor]]
+    _same: dict[str, Tensor]
+
     def __init__(self, a: nn.Module, b: nn.Module, *, kind: str = "bezier", bends: int = 1) -> None:
+        self._join(a, b, kind, bends)
+        self.own()
+
+    @classmethod
+    def borrowing(cls, a: nn.Module, b: nn.Module, *, kind: str = "bezier", bends: int = 1) -> Curve:
+        """The same curve with the weights of A and B themselves for its ends, until `own` is called: no copies."""
+        curve = cls.__new__(cls)
+        curve._join(a, b, kind, bends)
+        return curve
+
+    def own(self) -> None:
+        """Copy the ends, so that the curve stays what it is when A or B are trained further."""
+        self.ends = [_copied(end) for end in self.ends]
+        self._same = _copied(self._same)
+        self._straight([_copied(state) for state in self.line.states])
+
+    def _join(self, a: nn.Module, b: nn.Module, kind: str, bends: int) -> None:
         check_family(kind, bends)
         for which, model in zip(LABELS, (a, b), strict=True):
             if not isinstance(model, nn.Module):
@@ -84,15 +104,16 @@ class Curve:
         self.tied = Blend(states, LABELS).tied
         kept = [name for name in self._order if name not in self.tied]
         self.layout = Layout({name: states[0][name] for name in kept if name in trained})
-        ends = [self.layout.pack(state) for state in states]
-        last = bends + 1
-        self.points = [ends[0], *(_between(ends, i / last) for i in range(1, last)), ends[1]]
+        self.ends = [{n: state[n].detach() for n in self.layout.names} for state in states]
+        self.inner = [self.between((1.0 - i / (bends + 1), i / (bends + 1))) for i in range(1, bends + 1)]
         rest = [name for name in kept if name not in set(self.layout.names)]
         # A tensor that is the same at both ends is taken as it is: blending would round it.
-        self._same = {n: states[0][n].clone() for n in rest if torch.equal(states[0][n], states[1][n])}
-        apart = [{name: state[name].clone() for name in rest if name not in self._same} for state in states]
-        self.line = Blend(apart, LABELS)
-        if apart[0]:
+        self._same = {n: states[0][n] for n in rest if torch.equal(states[0][n], states[1][n])}
+        self._straight([{name: state[name] for name in rest if name not in self._same} for state in states])
+
+    def _straight(self, states: Sequence[State]) -> None:
+        self.line = Blend(states, LABELS)
+        if states[0]:
             self.line.check()
 
     def weights(self, t: float) -> list[float]:
@@ -101,7 +122,17 @@ class Curve:
 
     def control_point(self, index: int) -> dict[str, Tensor]:
         """The trained tensors of a control point by name, 0 for A and `bends + 1` for B: views, not copies."""
-        return self.layout.unpack(self.points[index])
+        if index in (0, self.bends + 1):
+            return dict(self.ends[0 if index == 0 else 1])
+        return self.layout.unpack(self.inner[index - 1])
+
+    @torch.no_grad()
+    def between(self, weights: Sequence[float]) -> list[Tensor]:
+        """What the ends add to a point: their trained tensors times two weights, in new buffers of `layout`."""
+        buffers = self.layout.empty()
+        for name, out in self.layout.unpack(buffers).items():
+            sum_into(out, [end[name] for end in self.ends], weights)
+        return buffers
 
     def state(self, t: float) -> dict[str, Tensor]:
         """New tensors at t, by name; tied where those of A are tied."""
@@ -173,7 +204,8 @@ class Curve:
         """Inner products of the control points over all parameters, seen from A, (bends + 2, bends + 2), float64."""
         states = [dict(self.line.states[0]), dict(self.line.states[1])]
         frozen = [name for name in states[0] if name in self._parameters()]
-        return geometry.gram(self.points, [[state[name] for name in frozen] for state in states])
+        points = [list(self.control_point(index).values()) for index in range(self.bends + 2)]
+        return geometry.gram(points, [[state[name] for name in frozen] for state in states])
 
     def _parameters(self) -> set[str]:
         if self._module is None:
@@ -217,12 +249,11 @@ class Curve:
             states = [_placed(state, model, path) for state in states]
         curve = cls.__new__(cls)
         curve._build(states, set(found.inner[0]), found.kind, found.bends, model, found.settings)
-        for index, point in enumerate(found.inner, 1):
-            curve.points[index] = curve.layout.pack(point)
+        curve.inner = [curve.layout.pack(point) for point in found.inner]
         return curve
 
     def __repr__(self) -> str:
-        return f"Curve(kind={self.kind!r}, bends={self.bends}, parameters={sum(b.numel() for b in self.points[0])})"
+        return f"Curve(kind={self.kind!r}, bends={self.bends}, parameters={sum(b.numel() for b in self.inner[0])})"
 
 
 def trained_names(model: nn.Module) -> set[str]:
@@ -258,8 +289,5 @@ def _placed(state: State, model: nn.Module, path: str | os.PathLike[str]) -> dic
     return {name: moved[id(tensor)] for name, tensor in state.items()}
 
 
-def _between(ends: Sequence[Sequence[Tensor]], t: float) -> list[Tensor]:
-    inner = [torch.empty_like(buffer) for buffer in ends[0]]
-    for out, first, last in zip(inner, *ends, strict=True):
-        sum_into(out, [first, last], (1.0 - t, t))
-    return inner
+def _copied(state: State) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}

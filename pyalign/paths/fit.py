@@ -108,7 +108,8 @@ def curve(
         >>> path.evaluate(data, points=3).t, torch.equal(path.at(0.0).weight, a.weight)
         ((0.0, 0.5, 1.0), True)
     """
-    path = Curve(model_a, model_b, kind=kind, bends=bends)
+    # While it is trained the curve borrows the ends: two copies less at the peak.
+    path = Curve.borrowing(model_a, model_b, kind=kind, bends=bends)
     objective = CurveObjective(
         path, model_a, loss=loss, weight_decay=weight_decay, attack=attack, precision=precision, seed=seed
     )
@@ -117,4 +118,5 @@ def curve(
         seed=seed, checkpoint=checkpoint, every=every, callback=callback, progress=progress,
     )  # fmt: skip
     path.settings, path.history = train(objective, data, settings, f"{kind} curve")
+    path.own()
     return path

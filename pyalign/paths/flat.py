@@ -44,13 +44,18 @@ class Layout:
 
     def pack(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Copies of the tensors in new buffers, one for every dtype and device."""
-        packed = []
-        for (dtype, device), slots in self._groups.items():
-            buffer = torch.empty(sum(slot.length for slot in slots), dtype=dtype, device=device)
+        packed = self.empty()
+        for buffer, slots in zip(packed, self._groups.values(), strict=True):
             for slot, part in zip(slots, buffer.split([slot.length for slot in slots]), strict=True):
                 part.copy_(_real(tensors[slot.name].detach()).reshape(-1))
-            packed.append(buffer)
         return packed
+
+    def empty(self) -> list[Tensor]:
+        """New buffers, one for every dtype and device, with nothing written to them."""
+        return [
+            torch.empty(sum(slot.length for slot in slots), dtype=dtype, device=device)
+            for (dtype, device), slots in self._groups.items()
+        ]
 
     def unpack(self, buffers: Sequence[Tensor]) -> dict[str, Tensor]:
         """The tensors as views of the buffers; gradients flow back through one operator per buffer."""

@@ -59,7 +59,7 @@ class CurveObjective:
         self.precision, self.pull = precision, pull
         self.module = runnable(model, curve.control_point(0))
         self.moving = {n for n in curve.line.states[0] if n not in running_statistics(self.module)}
-        self.inner = [[b.detach().requires_grad_() for b in point] for point in curve.points[1:-1]]
+        self.inner = [[b.detach().requires_grad_() for b in point] for point in curve.inner]
         self.generator = torch.Generator().manual_seed(seed)
         self.t: float | None = None
 
@@ -88,8 +88,10 @@ class CurveObjective:
     def values(self, t: float, decay: float) -> dict[str, Tensor]:
         """The tensors of the point at t, with gradients back to the inner control points."""
         weights = self.curve.weights(t)
-        points = [self.curve.points[0], *self.inner, self.curve.points[-1]]
-        buffers = [engine.permuted_sum(list(tensors), weights) for tensors in zip(*points, strict=True)]
+        # The ends come first and without gradients: they lie in many tensors, which nobody packs together.
+        ends = self.curve.between((weights[0], weights[-1]))
+        scales = [1.0, *weights[1:-1]]
+        buffers = [engine.permuted_sum(list(tensors), scales) for tensors in zip(ends, *self.inner, strict=True)]
         if decay:
             for buffer in buffers:
                 if buffer.requires_grad:
@@ -114,7 +116,7 @@ class CurveObjective:
 
     def record(self) -> dict[str, Any]:
         """What identifies the objective."""
-        ends = [digest(self.curve.points[i]) for i in (0, -1)]
+        ends = [digest(list(end.values())) for end in self.curve.ends]
         about = {"kind": self.curve.kind, "bends": self.curve.bends, "weight_decay": self.weight_decay}
         return {**about, "ends": ends, "attack": repr(self.attack), "loss": getattr(self.custom, "__name__", "default")}
 
@@ -141,5 +143,5 @@ def digest(tensors: list[Tensor]) -> str:
     """A digest of the bits of tensors."""
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

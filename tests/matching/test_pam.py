@@ -83,7 +83,7 @@ def test_the_relaxed_loss_is_that_of_the_curve_at_a_vertex():
     spec = derive(a, batches()[0][0])
     path = pyalign.Curve(a, b)
     offset = {name: torch.randn_like(tensor) for name, tensor in path.control_point(1).items()}
-    for buffer, extra in zip(path.points[1], path.layout.pack(offset), strict=True):
+    for buffer, extra in zip(path.inner[0], path.layout.pack(offset), strict=True):
         buffer += extra
     objective = RelaxedObjective(spec, a, b, offset, list(spec.groups))
     x, y = batches()[0]

@@ -18,7 +18,7 @@ def bent(kind="bezier", bends=1, a=None, b=None, seed=2):
     """A curve whose bends lie off the line."""
     curve = Curve(a or classifier(0), b or classifier(1), kind=kind, bends=bends)
     generator = torch.Generator().manual_seed(seed)
-    for point in curve.points[1:-1]:
+    for point in curve.inner:
         for buffer in point:
             buffer += torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
     return curve

@@ -186,7 +186,7 @@ def test_clipping_bounds_the_step():
             classifier(0), classifier(1), labelled(), steps=1, lr=1.0, clip=clip,
             optimizer=torch.optim.SGD, weight_decay=0.0,
         )  # fmt: skip
-        return float((path.points[1][0] - start.points[1][0]).norm())
+        return float((path.inner[0][0] - start.inner[0][0]).norm())
 
     assert distance(1e-3) == pytest.approx(1e-3, rel=1e-3) and distance(None) > 1e-2
 
@@ -195,7 +195,7 @@ def test_clipping_bounds_the_step():
 def test_mixed_precision_keeps_the_weights_and_lowers_the_loss(precision):
     a, b, data = classifier(0), classifier(1), labelled((32, 32, 32))
     path = curve(a, b, data, steps=60, lr=0.1, precision=precision)
-    assert path.points[1][0].dtype == torch.float32
+    assert path.inner[0][0].dtype == torch.float32
     assert sum(x for _, x in path.history[-20:]) < sum(x for _, x in path.history[:20])
 
 
@@ -265,3 +265,17 @@ def test_progress_is_shown_only_when_asked(capsys):
     assert capsys.readouterr().err == ""
     curve(classifier(0), classifier(1), labelled(), steps=2, progress=True)
     assert "bezier curve" in capsys.readouterr().err
+
+
+def test_a_trained_curve_stays_when_its_ends_are_trained_further() -> None:
+    """During training the curve borrows the weights of A and B; what it returns owns its ends."""
+    a, b = (nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)) for _ in range(2))
+    data = [(torch.randn(8, 2), torch.randint(0, 2, (8,)))]
+    kept = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for model in (a, b)]
+    path = curve(a, b, data, steps=5, bends=3)
+    for model, state in zip((a, b), kept, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+        for tensor in model.state_dict().values():
+            tensor.zero_()
+    for t, state in zip((0.0, 1.0), kept, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in path.state(t).items() if tensor.dim())

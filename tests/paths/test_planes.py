@@ -33,7 +33,7 @@ def test_the_plane_is_that_of_gram_and_schmidt_and_its_anchors_are_the_models():
 
 def test_every_point_of_a_curve_with_one_bend_lies_in_its_plane():
     path = Curve(classifier(0), classifier(1))
-    path.points[1][0] += torch.randn(path.points[1][0].shape)
+    path.inner[0][0] += torch.randn(path.inner[0][0].shape)
     ground = Plane(path.at(0), path.at(1), path.at(0.5))
     for t in (0.2, 0.7):
         torch.testing.assert_close(
