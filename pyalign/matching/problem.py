@@ -95,7 +95,7 @@ def _count_bad(tensor: Tensor) -> int:
 
 
 def _mismatch(what: str, given: str, expected: str) -> MismatchError:
-    do = "align two models of one architecture, width, dtype and device"
+    do = "align two models of one architecture, dtype and device; widen a narrow one first: pyalign.symmetry.widen"
     return MismatchError(what, given=given, expected=expected, do=do)
 
 

@@ -11,6 +11,7 @@ from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
 from pyalign.symmetry.verify import Verification, sound, verify
+from pyalign.symmetry.widen import Widening, widen
 
 __all__ = [
     "Alignment",
@@ -28,6 +29,7 @@ __all__ = [
     "SymmetrySpec",
     "Transform",
     "Verification",
+    "Widening",
     "Wreath",
     "call",
     "declare",
@@ -39,4 +41,5 @@ __all__ = [
     "tensors_of",
     "untouched",
     "verify",
+    "widen",
 ]
