@@ -4,6 +4,17 @@ from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.align import align
 from pyalign.matching.pam import PAM, PAMAnswer
 from pyalign.matching.problem import Method, Problem
+from pyalign.matching.share import Sharing, share
 from pyalign.matching.weight import WeightMatching
 
-__all__ = ["PAM", "ActivationMatching", "Method", "PAMAnswer", "Problem", "WeightMatching", "align"]
+__all__ = [
+    "PAM",
+    "ActivationMatching",
+    "Method",
+    "PAMAnswer",
+    "Problem",
+    "Sharing",
+    "WeightMatching",
+    "align",
+    "share",
+]

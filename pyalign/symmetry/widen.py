@@ -21,7 +21,7 @@ from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import Group, Wreath
 from pyalign.symmetry.spec import SymmetrySpec
 
-__all__ = ["Widening", "widen"]
+__all__ = ["Widening", "difference", "widen"]
 
 _EXACT = 1e-4
 """Largest relative change of the outputs: the small constant inside a norm weighs a little more in a wider one."""
@@ -83,7 +83,7 @@ def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
         if specs[0].aliases.get(name, name) == name:
             _embed(name, tensor, target, specs, slots)
     rescaled = _rescale(narrow, model, example_inputs, specs, slots)
-    error = _difference(narrow, model, example_inputs)
+    error = difference(narrow, model, example_inputs)
     if not error <= _EXACT:
         groups = [f"{n} ({g.size} of {specs[1].groups[n].size})" for n, g in specs[0].groups.items() if _grew(specs, n)]
         raise SymmetryError(
@@ -202,7 +202,10 @@ def _rescale(
         padded = x.new_zeros(*x.shape[:-1], wide[name].shape[0])
         padded[..., place] = x
         modules = narrow.get_submodule(path), model.get_submodule(path)
-        one, two = (m(v) - m(torch.zeros_like(v)) for m, v in zip(modules, (x, padded), strict=True))
+        try:
+            one, two = (m(v) - m(torch.zeros_like(v)) for m, v in zip(modules, (x, padded), strict=True))
+        except (RuntimeError, ValueError):
+            continue  # its units lie on another axis than the last, so it takes no mean over them
         ratio = float((two[..., place].double() * one.double()).sum() / one.double().square().sum())
         if ratio > 0 and abs(ratio - 1) > 1e-6:
             wide[name].div_(ratio)
@@ -234,7 +237,7 @@ def _inputs_of_norms(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     return seen
 
 
-def _difference(narrow: nn.Module, wide: nn.Module, inputs: Any) -> float:
+def difference(narrow: nn.Module, wide: nn.Module, inputs: Any) -> float:
     """Largest difference of the outputs over the largest output, in float64."""
 
     def double(x: Tensor) -> Tensor:
