@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pyalign.symmetry import AxisBinding, Role, SymmetrySpec, Wreath
 
-__all__ = ["KEPT", "Layout", "Part", "Rows", "Term", "layout_of"]
+__all__ = ["KEPT", "TOTAL", "Layout", "Part", "Rows", "Term", "layout_of"]
 
 KEPT = 1 << 21  # tensors of up to so many entries are laid out for every axis that moves
+TOTAL = 1 << 26  # and so many entries in all, of tensors and of similarities; where there are more, only smaller ones
 
 Array = NDArray[Any]
 Shapes = Mapping[str, torch.Size]
@@ -75,13 +76,14 @@ class Rows:
     Args:
         size: Units of the group.
         parts: What is laid out.
+        held: Whether similarities are held from one use to the next.
     """
 
-    def __init__(self, size: int, parts: Sequence[Part]) -> None:
+    def __init__(self, size: int, parts: Sequence[Part], held: bool = True) -> None:
         def place(part: Part) -> tuple[bool, bool, bool]:
             return bool(part.others), not (part.plain and len(part.shape) == 1), not part.counted
 
-        self.size, self.parts = size, sorted(parts, key=place)
+        self.size, self.parts, self.held = size, sorted(parts, key=place), held
         self.vectors = sum(not any(place(part)[:2]) for part in self.parts)
         self.lengths = [part.features for part in self.parts]
         self.fixed = sum(part.features for part in self.parts if not part.others)
@@ -137,6 +139,8 @@ class Layout:
         self._signs = {name for name, group in spec.groups.items() if group.kind.signs}
         self._tree = _trees(spec)
         self._shapes = shapes
+        self._limit = min(KEPT, _limit(shape.numel() for shape in shapes.values()))
+        held = _limit(group.size**2 for group in spec.groups.values())
         self.on = {name: spec.on(name) for name in shapes}
         self.terms = {g: [self._term(b) for b in spec.of(g) if b.tensor in shapes] for g in spec.groups}
         parts: dict[tuple[str, bool], list[Part]] = {}
@@ -150,7 +154,9 @@ class Layout:
                 parts.setdefault((group, self.odd(term.binding)), []).append(part)
         self.rows: dict[str, dict[bool, Rows]] = {}
         for (group, odd), own in parts.items():
-            self.rows.setdefault(group, {})[odd] = Rows(spec.groups[group].size, own)
+            self.rows.setdefault(group, {})[odd] = Rows(
+                spec.groups[group].size, own, spec.groups[group].size ** 2 <= held
+            )
         self.elsewhere = [name for name in shapes if name not in counted]
 
     def odd(self, binding: AxisBinding) -> bool:
@@ -164,7 +170,7 @@ class Layout:
         relative = binding.group in elsewhere or any(b.blocks > 1 for b in here)
         depends = elsewhere | ({binding.group} if relative else set())
         kept = not relative and len({b.axis for b in others}) < 2 and not elsewhere & self._tree[binding.group]
-        kept = kept and shape.numel() <= KEPT
+        kept = kept and shape.numel() <= (self._limit if len(shape) > 1 else KEPT)
         features = shape.numel() // max(1, shape[binding.axis]) * binding.positions.shape[1]
         return Term(binding, tuple(sorted(depends)), relative, frozenset(elsewhere), kept, features)
 
@@ -173,6 +179,17 @@ class Layout:
         others = tuple(b for b in self.on[binding.tensor] if b.axis != binding.axis)
         whole = binding.positions.numel() == shape[binding.axis]
         return Part(binding, others, shape, term.features, whole and binding.tensor not in counted)
+
+
+def _limit(sizes: Iterable[int]) -> int:
+    """The most entries that something may have to be kept, so that all of it together stays below `TOTAL`."""
+    total = largest = 0
+    for size in sorted(sizes):
+        total += size
+        if total > TOTAL:
+            return min(largest, size - 1)
+        largest = size
+    return TOTAL
 
 
 _LAYOUTS: WeakKeyDictionary[SymmetrySpec, Layout] = WeakKeyDictionary()

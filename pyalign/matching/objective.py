@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence
-from pyalign.matching.layout import KEPT, Term, layout_of
+from pyalign.matching.layout import KEPT, TOTAL, Term, layout_of
 from pyalign.matching.slices import Slices, changed, inner, precision, rounding
 from pyalign.symmetry import ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
@@ -44,6 +44,7 @@ class Objective:
             for g, sides in self._layout.rows.items()
         }
         self._similarities: dict[Term, tuple[tuple[ScaledPermutation, ...], Tensor]] = {}
+        self._held = 0  # entries of these similarities
         self._norms: dict[str, float] = {}
         self._lengths: dict[str, tuple[Tensor, Tensor]] = {}
         self._values: dict[str, tuple[tuple[ScaledPermutation, ...], float]] = {}
@@ -130,12 +131,15 @@ class Objective:
 
     def contribution(self, term: Term) -> Tensor:
         """A term's similarity matrix at the present elements; unless large, kept while what it depends on stays."""
-        stamp = tuple(self.elements[name] for name in term.depends)
-        if term in self._similarities and self._similarities[term][0] == stamp:
-            return self._similarities[term][1]
+        stamp, known = tuple(self.elements[name] for name in term.depends), self._similarities.get(term)
+        if known is not None and known[0] == stamp:
+            return known[1]
         similarity = self.similarity(term, self.elements)
-        if similarity.numel() <= KEPT:
-            self._similarities[term] = stamp, similarity
+        if known is None:
+            if similarity.numel() > KEPT or self._held + similarity.numel() > TOTAL:
+                return similarity
+            self._held += similarity.numel()
+        self._similarities[term] = stamp, similarity
         return similarity
 
     def similarity(self, term: Term, elements: Elements) -> Tensor:

@@ -68,7 +68,7 @@ class Slices:
     def __init__(self, rows: Rows, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
         dtype = precision(*(state[part.binding.tensor] for part in rows.parts for state in (a, b)))
         self._a, self._b = (_laid_out(rows, state, dtype) for state in (a, b))
-        self._fixed, self._counted, self._links = rows.fixed, rows.counted, rows.links
+        self._fixed, self._counted, self._links, self._held = rows.fixed, rows.counted, rows.links, rows.held
         self._index = np.arange(len(self._a))
         self._scale: Array | None = None
         self._last = {group: ScaledPermutation.identity(len(rows[0][1])) for group, rows in self._links.items()}
@@ -92,9 +92,12 @@ class Slices:
 
     def constant(self) -> Tensor:
         """The similarity by what no other group moves, shape (n, n)."""
-        if self._constant is None:
-            self._constant = self._a[: self._fixed].T @ self._b[: self._fixed]
-        return self._constant
+        if self._constant is not None:
+            return self._constant
+        found = self._a[: self._fixed].T @ self._b[: self._fixed]
+        if self._held:
+            self._constant = found
+        return found
 
     def similarity(self, elements: Elements) -> Tensor:
         """Units of A by units of B, shape (n, n), the other groups at these elements; valid until the next call."""
@@ -105,8 +108,11 @@ class Slices:
         moved = len(self._index) - self._fixed
         if self._similarity is None or 3 * len(places) >= 2 * moved:
             rows = self._taken(slice(self._fixed, None))
-            self._similarity = torch.addmm(self.constant(), self._a[self._fixed :].T, rows)
             self._terms = len(self._index)
+            found = torch.addmm(self.constant(), self._a[self._fixed :].T, rows)
+            if not self._held:
+                return found
+            self._similarity = found
         elif len(places):
             old = self._b.index_select(0, self._device(before))
             old = old if factors is None else old.mul_(self._device(factors).unsqueeze(1))

@@ -68,10 +68,12 @@ def move(objective, group, element):
     objective.elements = {**objective.elements, group: element}
 
 
-@pytest.mark.parametrize("kept", [0, layout.KEPT])
+@pytest.mark.parametrize("limits", [(0, layout.TOTAL), (layout.KEPT, layout.TOTAL), (layout.KEPT, 300)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_similarities_follow_the_other_groups(kept, dtype, monkeypatch):
-    monkeypatch.setattr(layout, "KEPT", kept)
+def test_similarities_follow_the_other_groups(limits, dtype, monkeypatch):
+    """Whatever is kept: nothing, everything, or what is small."""
+    for name, value in zip(("KEPT", "TOTAL"), limits, strict=True):
+        monkeypatch.setattr(layout, name, value)
     objective = make(dtype)
     generator = torch.Generator().manual_seed(0)
     groups = list(objective.spec.groups.values())
