@@ -67,12 +67,15 @@ class Label:
         random: It is noise, which knows no order of units.
         leaks: Planes of units whose numbers the tensor holds (argmax); using it pins them.
         pending: What was done last, where the next operator decides whether units may be mixed.
+        repeats: Which repetition of one value each entry is, where values were repeated along an axis: int64, size 1
+            along all other axes.
     """
 
     planes: tuple[Plane, ...] = ()
     random: bool = False
     leaks: tuple[Plane, ...] = ()
     pending: Pending | None = None
+    repeats: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ class Ties:
     pins: list[tuple[IntArray, str]] = field(default_factory=list)
     keeps: list[tuple[IntArray, str, bool]] = field(default_factory=list)
     parents: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    repeats: list[tuple[IntArray, IntArray, IntArray]] = field(default_factory=list)
     scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
     mixing: Mixing = field(default_factory=lambda: Mixing())
@@ -46,6 +47,7 @@ class Ties:
     unscaled: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
+    served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
 
     @property
@@ -60,6 +62,7 @@ class Ties:
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
         self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
         self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
+        self.served = np.concatenate([self.served, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -76,7 +79,27 @@ class Ties:
         """Further atoms of the same units, one for each of `atoms`."""
         copies = self.new_atoms(len(atoms))
         self.origin[copies] = self.origin[atoms]
+        self.served[copies] = self.served[atoms]
         return copies
+
+    def new_repeats(self, atoms: IntArray, scaled: bool = True) -> IntArray:
+        """Units that all have the value of another: they change places among each other, and move where it moves.
+
+        Args:
+            atoms: The atom that each repeats.
+            scaled: Whether they carry its scale.
+        """
+        own = self.new_atoms(len(atoms))
+        sources, block = np.unique(atoms, return_inverse=True)
+        blocks = self.new_group(len(sources))
+        self.pinned[own] = self.pinned[atoms]
+        self.mark(own, np.zeros(len(own), np.int64))
+        self.repeats.append((own, blocks[block], atoms.copy()))
+        self.parents.append((own, blocks[block]))
+        self.mixing.join(own, atoms)
+        if scaled:
+            self.tie_scale(own, atoms, 1)
+        return own
 
     def new_group(self, count: int) -> IntArray:
         """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
@@ -167,6 +190,8 @@ class Ties:
         atoms = as_array(plane.atoms)
         own = self.new_atoms(atoms.size)
         self.pinned[own] = self.pinned[atoms.reshape(-1)]
+        self.served[own] = self.served[atoms.reshape(-1)]
+        self.origin[own] = own[_first_of(self.origin[atoms.reshape(-1)])]
         self.mixing.forbid(own, "what is left of units after a sum")
         self.edges.append((own, atoms.reshape(-1).copy()))
         if plane.scaled:
@@ -211,6 +236,12 @@ class Ties:
         self.scale_limits.append((found, kind, reason))
         self.unscaled[found] |= not (kind.signs or kind.scales)
         return plane if kind.signs or kind.scales else Plane(plane.atoms, scaled=False)
+
+
+def _first_of(values: IntArray) -> IntArray:
+    """For each entry, the place of the first one equal to it."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
 
 
 def _rank(values: IntArray) -> IntArray:

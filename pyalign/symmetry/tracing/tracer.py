@@ -76,6 +76,7 @@ class Trace(TorchDispatchMode):
         self.used: set[int] = set()
         self.leaking: dict[str, tuple[Plane, ...]] = {}
         self._suspended: Pending | None = None
+        self._repeating: list[Tensor | None] = []
         self._counts: Counter[tuple[str, int, str]] = Counter()
         self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
         for tensor, label in sources:
@@ -130,6 +131,15 @@ class Trace(TorchDispatchMode):
         """What was done to a tensor last, if that is to be judged by what follows."""
         label = self.label(tensor)
         return None if label is None else label.pending
+
+    def repeats(self, tensor: Tensor) -> Tensor | None:
+        """Which repetition of one value each entry of a tensor is, None where nothing was repeated."""
+        label = self.label(tensor)
+        return None if label is None else label.repeats
+
+    def repeat(self, counts: Sequence[Tensor | None]) -> None:
+        """What `repeats` answers for the results of the running rule."""
+        self._repeating = list(counts)
 
     def suspend(self, pending: Pending) -> None:
         """The result of the running rule is to be judged by what follows."""
@@ -202,9 +212,13 @@ class Trace(TorchDispatchMode):
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
         pending, self._suspended = self._suspended, None
+        repeats, self._repeating = [*self._repeating, *[None] * len(outputs)], []
         first: dict[str, Any] = {"pending": pending}
         others: dict[str, Any] = {"leaks": leaks}
-        self._set(call.out, [Label(planes, **(others if n else first)) for n, planes in enumerate(results)])
+        self._set(
+            call.out,
+            [Label(planes, **(others if n else first), repeats=repeats[n]) for n, planes in enumerate(results)],
+        )
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")

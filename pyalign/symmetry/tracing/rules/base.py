@@ -10,6 +10,7 @@ import numpy as np
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Plane, as_array
 from pyalign.symmetry.tracing.mixing import Mixing
+from pyalign.symmetry.tracing.rules.repeating import served
 from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def combine(
     Returns:
         The planes of the result.
     """
+    if summed:
+        operands = _served(trace.ties, operands, summed)
     if not judged:
         _mixed(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
@@ -65,6 +68,31 @@ def combine(
     return _widest(kept)
 
 
+def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> list[Operand]:
+    """Planes of one factor of a product that serve several units of the other are repeated, one for each of those.
+
+    So it is with keys and values that several query heads share, where the code keeps their axes apart.
+    """
+    planes = [list(operand.planes) for operand in operands]
+    for one, two in ((0, 1), (1, 0)):
+        for n, narrow in enumerate(planes[one]):
+            for wide in planes[two]:
+                if _serves(ties, narrow, wide, summed):
+                    planes[one][n] = narrow = served(ties, narrow, wide)
+                    ties.served[as_array(wide.atoms)] = ties.served[as_array(narrow.atoms)] = True
+    return [Operand(tuple(ps), o.fixed, o.zero) for ps, o in zip(planes, operands, strict=True)]
+
+
+def _serves(ties: Ties, narrow: Plane, wide: Plane, summed: frozenset[int]) -> bool:
+    """Whether one plane has the blocks of another: a key for several queries, or a value for their attention."""
+    inside, blocks = set(narrow.dims) & summed, set(narrow.dims) & set(wide.dims) - summed
+    if inside:
+        return bool(blocks) and set(narrow.dims) < set(wide.dims)
+    apart = set(wide.dims) - set(narrow.dims), set(narrow.dims) - set(wide.dims)
+    known = ties.served[as_array(wide.atoms)].all() and not ties.served[as_array(narrow.atoms)].any()
+    return bool(blocks) and all(apart) and not set(wide.dims) & summed and bool(known)
+
+
 def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
     """Whether one operand serves all blocks of the other alike, entry by entry: blocks may move, their inside may not.
 
@@ -74,6 +102,8 @@ def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
     inside = set(narrow.dims)
     if not inside < set(wide.dims) or not (inside <= summed or ties.one_inside(wide, inside)):
         return False
+    if inside <= summed:
+        ties.served[as_array(wide.atoms)] = True
     reason = "it serves the inside of all blocks alike"
     ties.distinguish(wide, inside, reason)
     ties.pin(np.unique(as_array(narrow.atoms)), reason, mixing=False)
