@@ -14,7 +14,7 @@ from pyalign.symmetry.tracing.hashing import HashArray, IntArray, mix
 from pyalign.symmetry.tracing.labels import FIXED, Plane, as_array
 from pyalign.symmetry.tracing.mixing import Mixing
 
-__all__ = ["ParameterAxis", "Ties"]
+__all__ = ["ParameterAxis", "Ties", "rank"]
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ class Ties:
         self.edges.append((x.copy(), y.copy()))
         # A partner's signature is part of one's role: it tells the copies of a unit apart.
         seen_by_x, seen_by_y = self.signature[y], self.signature[x]
-        self.mark(x, _rank(y), seen_by_x)
-        self.mark(y, _rank(x), seen_by_y)
+        self.mark(x, rank(y), seen_by_x)
+        self.mark(y, rank(x), seen_by_y)
 
     def pin(self, atoms: Iterable[int] | IntArray, reason: str, mixing: bool = True) -> None:
         """These atoms cannot move (nor, if `mixing`, become sums of each other)."""
@@ -143,6 +143,14 @@ class Ties:
             return
         self.keeps.append((np.unique(as_array(plane.atoms)), reason, False))
         self._mark_places(plane, dims)
+
+    def distinguish_places(self, plane: Plane, axis: int, places: IntArray, reason: str) -> None:
+        """Entries along an axis are treated differently, but alike at places of equal number."""
+        atoms = as_array(plane.atoms)
+        self.keeps.append((np.unique(atoms), reason, False))
+        shape = [1] * atoms.ndim
+        shape[axis] = len(places)
+        self.mark(atoms.reshape(-1), np.broadcast_to(places.reshape(shape), atoms.shape).reshape(-1))
 
     def collapse(self, plane: Plane, dims: set[int], reason: str, linear: bool = False) -> None:
         """Entries along `dims` are mixed in order: those at one place of the other axes become one unit.
@@ -244,7 +252,7 @@ def _first_of(values: IntArray) -> IntArray:
     return np.asarray(first[inverse], np.int64)
 
 
-def _rank(values: IntArray) -> IntArray:
+def rank(values: IntArray) -> IntArray:
     """For each entry, how many equal entries come before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]

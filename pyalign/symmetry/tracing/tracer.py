@@ -20,6 +20,7 @@ from pyalign.symmetry.locate import ModuleScope
 from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
+from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
 from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
@@ -177,7 +178,13 @@ class Trace(TorchDispatchMode):
         if label is not None and label.random:
             fixed = []
         zero = label is None and not bool(tensor.any())
-        return Operand(tuple(place(plane, dims, rank) for plane in planes), frozenset(dims[d] for d in fixed), zero)
+        places = {} if label is None or label.repeats is None else places_of(label.repeats, fixed)
+        return Operand(
+            tuple(place(plane, dims, rank) for plane in planes),
+            frozenset(dims[d] for d in fixed if d not in places or places[d].any()),
+            zero,
+            {dims[d]: numbers for d, numbers in places.items()},
+        )
 
     def broadcast(self, tensor: Any, rank: int) -> Operand:
         """A tensor aligned at the last axis, as in broadcasting."""
@@ -203,6 +210,8 @@ class Trace(TorchDispatchMode):
         if rule is None and torch.Tag.pointwise in call.func.tags:
             rule = RULES["pointwise"]
         results = self._ruled(rule, call)
+        if not self._repeating and torch.Tag.pointwise in call.func.tags:
+            self._repeating = [common_repeats(self, call)]
         outputs = tensors_of(call.out)
         results = [*results, *[()] * (len(outputs) - len(results))]
         results = [tuple(p for p in planes if self._moves(p)) for planes in results]

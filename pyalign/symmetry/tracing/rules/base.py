@@ -49,10 +49,15 @@ def combine(
     if not judged:
         _mixed(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
-        others = {d for j, other in enumerate(operands) if j != i for d in other.fixed}
+        rest = [other for j, other in enumerate(operands) if j != i]
+        others = {d for other in rest for d in other.fixed if d not in other.places}
         for plane in operand.planes:
             if plane.along(others):
                 trace.ties.distinguish(plane, others, reason)
+            for other in rest:
+                for d in (other.fixed & other.places.keys()) - others:
+                    if plane.along({d}):
+                        trace.ties.distinguish_places(plane, d, other.places[d], reason)
     operands = [
         Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero)
         for operand in operands
@@ -80,7 +85,7 @@ def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> 
                 if _serves(ties, narrow, wide, summed):
                     planes[one][n] = narrow = served(ties, narrow, wide)
                     ties.served[as_array(wide.atoms)] = ties.served[as_array(narrow.atoms)] = True
-    return [Operand(tuple(ps), o.fixed, o.zero) for ps, o in zip(planes, operands, strict=True)]
+    return [Operand(tuple(ps), o.fixed, o.zero, o.places) for ps, o in zip(planes, operands, strict=True)]
 
 
 def _serves(ties: Ties, narrow: Plane, wide: Plane, summed: frozenset[int]) -> bool:

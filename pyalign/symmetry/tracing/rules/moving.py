@@ -13,7 +13,7 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
-from pyalign.symmetry.tracing.rules.repeating import distinct, repeats_of
+from pyalign.symmetry.tracing.rules.repeating import distinct, merged, repeats_of
 from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
@@ -69,12 +69,15 @@ def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None)
         for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)
     ]
     for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
+        rivals = [n for n, other in enumerate(kept) if set(plane.dims) & set(other.dims)]
         if not plane.dims:
             pin(trace, (plane,), "a single unit is picked out")
-        elif any(set(plane.dims) & set(other.dims) for other in kept):
-            pin(trace, (plane,), "its axis was merged with that of finer units")
-        else:
+        elif not rivals:
             kept.append(distinct(trace.ties, plane, repeats))
+        elif (both := merged(trace.ties, plane, kept[rivals[0]])) is not None and len(rivals) == 1:
+            kept[rivals[0]] = both
+        else:
+            pin(trace, (plane,), "its axis was merged with that of finer units")
     return tuple(kept)
 
 

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.tracing.hashing import IntArray
 from pyalign.symmetry.tracing.labels import FIXED, Plane, as_array, compact
-from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.ties import Ties, rank
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
 
-__all__ = ["distinct", "repeats_of"]
+__all__ = ["common_repeats", "distinct", "merged", "places_of", "repeats_of", "served"]
 
 
 def distinct(ties: Ties, plane: Plane, repeats: Tensor | None = None) -> Plane:
@@ -52,6 +54,30 @@ def served(ties: Ties, narrow: Plane, wide: Plane) -> Plane:
     return distinct(ties, _repeated(ties, Plane(narrow.atoms.expand(shape), narrow.scaled), key))
 
 
+def places_of(repeats: Tensor, axes: Sequence[int]) -> dict[int, IntArray]:
+    """For each of some axes along which values are repeated, which places have the same value."""
+    varying = [d for d, size in enumerate(repeats.shape) if size > 1]
+    return {d: rank(as_array(repeats.reshape(-1))) for d in axes if varying == [d]}
+
+
+def merged(ties: Ties, one: Plane, two: Plane) -> Plane | None:
+    """Heads and the inside of a value that all heads read, on one axis: the value repeated for every head.
+
+    None where the two planes are no such pair.
+    """
+    known = [bool(ties.served[as_array(p.atoms)].all()) for p in (one, two)]
+    if known[0] == known[1] or one.dims != two.dims:
+        return None
+    heads, value = (one, two) if known[0] else (two, one)
+    pairs = np.stack([ties.origin[as_array(p.atoms)].reshape(-1) for p in (heads, value)])
+    if len(np.unique(pairs, axis=1)[0]) != pairs.shape[1]:
+        return None
+    both = served(ties, value, heads)
+    ties.tie(as_array(both.atoms), as_array(heads.atoms))
+    ties.limit_scale(heads, Kind.PERMUTATION, "multiplied with a value of finer units")
+    return both
+
+
 def _repeated(ties: Ties, plane: Plane, repeats: Tensor) -> Plane:
     """The plane with an atom for every repetition, where an atom has several."""
     here = repeats
@@ -74,6 +100,8 @@ def repeats_of(trace: Trace, call: Call) -> Sequence[Tensor | None]:
     """Which repetition of one value each entry of the results is, None where nothing is known to be repeated."""
     source = call.args[0]
     known = trace.repeats(source)
+    if known is not None and not _keeps(call, known):
+        known = None
     if known is not None:
         moved = tensors_of(call.func(known.expand(source.shape), *call.args[1:], **call.kwargs))
     else:
@@ -82,6 +110,37 @@ def repeats_of(trace: Trace, call: Call) -> Sequence[Tensor | None]:
     if new is None:
         return [None if known is None else compact(count) for count in moved]
     return [compact(moved[0] * (int(new.max()) + 1) + new)]
+
+
+_KEEPING = ("expand", "unsqueeze", "squeeze", "repeat", "squeeze_copy", "expand_copy")
+_CUTTING = ("slice", "select", "narrow", "split", "split_with_sizes", "unbind", "chunk", "slice_copy")
+
+
+def _keeps(call: Call, known: Tensor) -> bool:
+    """Whether the repetitions of every value are still in one order after the operator."""
+    if call.name in _CUTTING:
+        position = 2 if call.name.startswith(("split", "chunk")) else 1
+        axis = call.get(position, "dim", 0)
+        return known.shape[axis % known.dim()] == 1
+    return call.name in _KEEPING
+
+
+def common_repeats(trace: Trace, call: Call) -> Tensor | None:
+    """The repetitions in the result of a pointwise operator: those of its arguments, if they are the same in all."""
+    if not isinstance(call.out, Tensor):
+        return None
+    rank, found = call.out.dim(), []
+    for t in tensors_of([call.args, call.kwargs]):
+        count = trace.repeats(t)
+        if count is not None:
+            found.append(count.reshape([1] * (rank - count.dim()) + list(count.shape)))
+    if not found or any(f.shape != found[0].shape or not torch.equal(f, found[0]) for f in found):
+        return None
+    varying = {d - rank for d, size in enumerate(found[0].shape) if size > 1}
+    for t in tensors_of([call.args, call.kwargs]):
+        if trace.repeats(t) is None and any(-d <= t.dim() and t.shape[d] > 1 for d in varying):
+            return None
+    return found[0]
 
 
 def _new_repeats(call: Call) -> Tensor | None:
