@@ -210,6 +210,10 @@ class Ties:
         """Whether some of its atoms may still move."""
         return not bool(self.pinned[as_array(plane.atoms)].all())
 
+    def mixes(self, plane: Plane) -> bool:
+        """Whether matrices may still act on its atoms."""
+        return self.mixing.active and not bool(self.mixing.barred[as_array(plane.atoms)].any())
+
     def see(self, plane: Plane) -> None:
         """A plane appeared in the computation: what is in it has something in common."""
         atoms = as_array(plane.atoms).reshape(-1)

@@ -238,7 +238,7 @@ class Trace(TorchDispatchMode):
 
     def _moves(self, plane: Plane) -> bool:
         """Whether a plane is worth following; what is not followed cannot be mixed."""
-        if self.ties.moves(plane):
+        if self.ties.moves(plane) or self.ties.mixes(plane):
             return True
         self.ties.mixing.part([plane], "held in place")
         return False

@@ -51,6 +51,7 @@ def combine(
     for i, operand in enumerate(operands):
         rest = [other for j, other in enumerate(operands) if j != i]
         others = {d for other in rest for d in other.fixed if d not in other.places}
+        others |= {d for other in rest for q in other.planes if not trace.ties.moves(q) for d in q.dims}
         for plane in operand.planes:
             if plane.along(others):
                 trace.ties.distinguish(plane, others, reason)
@@ -59,13 +60,14 @@ def combine(
                     if plane.along({d}):
                         trace.ties.distinguish_places(plane, d, other.places[d], reason)
     operands = [
-        Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero)
-        for operand in operands
+        Operand(tuple(p for p in o.planes if trace.ties.moves(p) or trace.ties.mixes(p)), o.fixed, o.zero)
+        for o in operands
     ]
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
         for j, q in ranked[n + 1 :]:
-            if i != j and set(p.dims) & set(q.dims) and not _shared(trace.ties, p, q, summed):
+            meet = i != j and set(p.dims) & set(q.dims) and trace.ties.moves(p) and trace.ties.moves(q)
+            if meet and not _shared(trace.ties, p, q, summed):
                 trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
@@ -82,6 +84,8 @@ def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> 
     for one, two in ((0, 1), (1, 0)):
         for n, narrow in enumerate(planes[one]):
             for wide in planes[two]:
+                if set(narrow.dims) < set(wide.dims) and set(narrow.dims) <= summed:
+                    ties.served[as_array(wide.atoms)] = True  # a key for all heads
                 if _serves(ties, narrow, wide, summed):
                     planes[one][n] = narrow = served(ties, narrow, wide)
                     ties.served[as_array(wide.atoms)] = ties.served[as_array(narrow.atoms)] = True
@@ -107,8 +111,6 @@ def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
     inside = set(narrow.dims)
     if not inside < set(wide.dims) or not (inside <= summed or ties.one_inside(wide, inside)):
         return False
-    if inside <= summed:
-        ties.served[as_array(wide.atoms)] = True
     reason = "it serves the inside of all blocks alike"
     ties.distinguish(wide, inside, reason)
     ties.pin(np.unique(as_array(narrow.atoms)), reason, mixing=False)
