@@ -88,7 +88,7 @@ class Nested:
     def _circuit(self, units: Tensor, shared: Tensor) -> Tensor:
         k, _, n, _, rows, _ = units.shape
         both = torch.broadcast_tensors(units.reshape(k * k, n * n, rows, rows), shared.reshape(k * k, 1, rows, rows))
-        return circuit_table(*both, self.group.kind).reshape(k, k, n, n)
+        return circuit_table(both[0], both[1], self.group.kind).reshape(k, k, n, n)
 
     def gains(self, a: State, b: State) -> tuple[Tensor, dict[str, Tensor]]:
         """What blocks gain by the matrix that is best for what they share, and units by the same matrix."""

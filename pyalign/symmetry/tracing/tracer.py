@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
-from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
+from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, compact, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
@@ -233,7 +233,7 @@ class Trace(TorchDispatchMode):
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
             and (before is None or not before.planes)
         ):
-            self._update_relatives(outputs[0], results[0])
+            self._update_relatives(outputs[0], results[0], repeats[0])
         self._sight(call, outputs, results)
 
     def _moves(self, plane: Plane) -> bool:
@@ -257,7 +257,7 @@ class Trace(TorchDispatchMode):
         for tensor, label in zip(tensors_of(out), labels, strict=False):
             self.labels[tensor] = label
 
-    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...]) -> None:
+    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...], repeats: Tensor | None) -> None:
         """A view was written into: the tensor it is a view of takes over the planes of that region."""
         base = target._base
         if base is None or len(planes) > 1:
@@ -275,7 +275,15 @@ class Trace(TorchDispatchMode):
         region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
         from pyalign.symmetry.tracing.rules.moving import settle
 
-        self.labels[base] = Label(settle(self, [Plane(full, all(p.scaled for p in (*planes, *old)))]))
+        counts, known = None, self.repeats(base)
+        if known is not None or repeats is not None:
+            counts = torch.zeros(base.shape, dtype=torch.int64)
+            counts.copy_(torch.zeros((), dtype=torch.int64) if known is None else known.expand(base.shape))
+            part = counts.as_strided(target.shape, target.stride(), target.storage_offset())
+            part.copy_(torch.zeros((), dtype=torch.int64) if repeats is None else repeats.expand(target.shape))
+            counts = compact(counts)
+        whole = Plane(full, all(p.scaled for p in (*planes, *old)))
+        self.labels[base] = Label(settle(self, [whole], counts), repeats=counts)
 
     def _unwritten(self, base: Tensor, target: Tensor, axis: int) -> Tensor:
         """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where alike."""

@@ -247,6 +247,8 @@ def copied(trace: Trace, call: Call) -> list[Planes]:
     """copy_: the target becomes the source."""
     target, source = call.args[0], call.args[1]
     rank = target.dim()
+    count = trace.repeats(source) if isinstance(source, Tensor) else None
+    trace.repeat([None if count is None else count.reshape([1] * (rank - count.dim()) + list(count.shape))])
     return [trace.broadcast(source, rank).planes]
 
 

@@ -120,7 +120,7 @@ def _keeps(call: Call, known: Tensor) -> bool:
     """Whether the repetitions of every value are still in one order after the operator."""
     if call.name in _CUTTING:
         position = 2 if call.name.startswith(("split", "chunk")) else 1
-        axis = call.get(position, "dim", 0)
+        axis: int = call.get(position, "dim", 0)
         return known.shape[axis % known.dim()] == 1
     return call.name in _KEEPING
 
