@@ -31,7 +31,30 @@ class ParameterAxis:
 
 @dataclass
 class Ties:
-    """Relations between atoms, appended as a model is traced and solved at the end."""
+    """Relations between atoms, appended as a model is traced and solved at the end.
+
+    Args:
+        axes: The axes of parameters.
+        edges: Atoms of one unit.
+        pins: Atoms that cannot move, and why.
+        keeps: Atoms that only move among equals, or whose order inside a unit stays, and why.
+        parents: Atoms, and the atoms of the blocks they sit in.
+        repeats: Atoms of repeated values, the atoms of their blocks, and the atoms of what they repeat.
+        scale_edges: Atoms whose scales are equal (power +1) or inverse (-1).
+        scale_limits: Atoms, the class of their signs and scales, and why.
+        shifts: The scale and the bias of norms.
+        offsets: For the first atom of a parameter to which a number is added: atoms of the sum, and the number.
+        rewritten: Whether parameters may be rewritten, so that such a sum has a scale of its own.
+        factors: The first atoms of what values were multiplied with, entry by entry.
+        mixing: What may become sums.
+        signature: What happened to each atom.
+        pinned: Atoms known not to move.
+        unscaled: Atoms known to have neither signs nor scales.
+        leader: The first atom of the unit that an atom was put into.
+        origin: The atom that an atom is a copy of.
+        served: Atoms of heads that share a key or a value.
+        events: How many events were recorded.
+    """
 
     axes: list[ParameterAxis] = field(default_factory=list)
     edges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
@@ -41,6 +64,10 @@ class Ties:
     repeats: list[tuple[IntArray, IntArray, IntArray]] = field(default_factory=list)
     scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
+    shifts: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    offsets: dict[int, tuple[IntArray, float]] = field(default_factory=dict)
+    rewritten: bool = False
+    factors: set[int] = field(default_factory=set)
     mixing: Mixing = field(default_factory=lambda: Mixing())
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
@@ -67,6 +94,10 @@ class Ties:
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
         return atoms
+
+    def multiplied(self, planes: Iterable[Plane]) -> None:
+        """These planes were factors of a product entry by entry."""
+        self.factors |= {int(as_array(p.atoms).reshape(-1)[0]) for p in planes}
 
     def axis_of(self, atoms: IntArray) -> IntArray:
         """Number of the parameter axis of each atom, -1 for atoms of none."""

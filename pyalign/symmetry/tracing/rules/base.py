@@ -224,6 +224,8 @@ def _scales_normalised(ties: Ties, operands: Sequence[Operand], reason: str) -> 
         for plane in operand.planes:
             ties.limit_scale(plane, Kind.PERMUTATION, "normalised")
     weight, bias = affine
+    if x.planes and not weight.planes:
+        bias = Operand(tuple(ties.limit_scale(p, Kind.PERMUTATION, "added to normalised values") for p in bias.planes))
     for p in weight.planes:
         q = _partner(p, bias)
         if q is not None:
