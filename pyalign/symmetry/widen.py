@@ -8,7 +8,7 @@ and every matrix with orthonormal columns.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,15 @@ from pyalign.errors import MismatchError, SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import Group, Wreath
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
 
 __all__ = ["Widening", "difference", "widen"]
 
 _EXACT = 1e-4
 """Largest relative change of the outputs: the small constant inside a norm weighs a little more in a wider one."""
+_SAME = 1e-9
+"""What rounding may change them by, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +48,27 @@ class Widening:
 
 
 @torch.no_grad()
-def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
+def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any, *, constants: Sequence[str] = ()) -> Widening:
     """Bring a narrow model into the architecture of a wide one, without changing its function.
 
     Both symmetries are derived and their groups compared by the tensors they act on. A unit of the narrow model takes
     the slot of the same number, a head or another block likewise; the silent slots get weights of zero. A norm over a
     widened stream sees the same squares and more units, so its scale is multiplied by the square root of the ratio of
-    the widths. Align the result to the wide model, and interpolate.
+    the widths. A LayerNorm would see the mean of more units: fold both models first; the mean, which no reader sees, is
+    then taken out of everything that writes to the stream. Align the result to the wide model, and interpolate.
 
     Args:
         narrow: The model to widen: the architecture of `wide`, with fewer units in some groups.
         wide: A model of the wanted architecture; only its shapes count.
         example_inputs: One batch for both, as for `derive`.
+        constants: Scales that were folded in both models, `Folding.constants`.
 
     Returns:
         The widened model and where its units are.
 
     Raises:
         MismatchError: The models differ in more than the number of units; the tensor is named.
-        SymmetryError: The function would change, as with a LayerNorm that is not folded (`pyalign.symmetry.fold`), a
-            GroupNorm, or heads of another size.
+        SymmetryError: The function would change, as with a LayerNorm that is not folded, or a GroupNorm.
 
     Source:
         Theus et al. 2025 (arXiv 2506.22712), sections 2 and 4 and appendix E.
@@ -75,6 +79,7 @@ def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
         >>> found.model[0].weight.shape, torch.allclose(found.model(x), small(x), atol=1e-6)
         (torch.Size([5, 2]), True)
     """
+    given, narrow = narrow, _centred(narrow, example_inputs, constants)
     specs = derive(narrow, example_inputs), derive(wide, example_inputs)
     slots = _slots(*specs)
     model = copy.deepcopy(wide)
@@ -83,16 +88,38 @@ def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
         if specs[0].aliases.get(name, name) == name:
             _embed(name, tensor, target, specs, slots)
     rescaled = _rescale(narrow, model, example_inputs, specs, slots)
-    error = difference(narrow, model, example_inputs)
+    error = difference(given, model, example_inputs)
     if not error <= _EXACT:
         groups = [f"{n} ({g.size} of {specs[1].groups[n].size})" for n, g in specs[0].groups.items() if _grew(specs, n)]
         raise SymmetryError(
             f"widening changes the function; widened were {', '.join(groups)}",
             given=f"outputs that differ by {error:.1e} of their size",
             expected=f"at most {_EXACT:.0e}",
-            do="fold norms that subtract a mean (pyalign.symmetry.fold), and keep the size of attention heads",
+            do="fold norms that subtract a mean (pyalign.symmetry.fold) and name the constants of the folding",
         )
     return Widening(model, slots, rescaled, error)
+
+
+def _centred(model: nn.Module, inputs: Any, constants: Sequence[str]) -> nn.Module:
+    """A copy whose streams have mean zero, where they are read by folded LayerNorms only; else the model itself."""
+    spec = derive(model, inputs, within=Kind.INVERTIBLE, constants=constants) if constants else None
+    streams = [] if spec is None else [g.name for g in spec.groups.values() if g.kind is Kind.CENTRED]
+    if spec is None or not streams:
+        return model
+    precise, centred = copy.deepcopy(model).double(), copy.deepcopy(model)
+    state, own = state_of(precise), state_of(centred)
+    before = _answers(precise, inputs)
+    for binding in (b for name in streams for b in spec.of(name)):
+        tensor = state[binding.tensor]
+        kept = tensor.clone()
+        for run in binding.positions.to(tensor.device).T:
+            part = tensor.index_select(binding.axis, run)
+            tensor.index_copy_(binding.axis, run, part - part.mean(binding.axis, keepdim=True))
+        # What writes to the stream may lose its mean; a norm's shift and those that read it may not.
+        if _apart(before, _answers(precise, inputs)) > _SAME:
+            tensor.copy_(kept)
+        own[binding.tensor].copy_(tensor)
+    return centred
 
 
 def _grew(specs: tuple[SymmetrySpec, SymmetrySpec], name: str) -> bool:
@@ -237,20 +264,23 @@ def _inputs_of_norms(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
     return seen
 
 
-def difference(narrow: nn.Module, wide: nn.Module, inputs: Any) -> float:
-    """Largest difference of the outputs over the largest output, in float64."""
+def difference(one: nn.Module, two: nn.Module, inputs: Any) -> float:
+    """Largest difference of the outputs of two models over the largest output of the first, in float64."""
+    return _apart(*(_answers(copy.deepcopy(model).double(), inputs) for model in (one, two)))
 
+
+def _answers(precise: nn.Module, inputs: Any) -> list[Tensor]:
     def double(x: Tensor) -> Tensor:
         return x.double() if x.is_floating_point() else x
 
-    answers = []
-    for model in (narrow, wide):
-        precise = copy.deepcopy(model).double()
-        with untouched(precise):
-            answers.append([t.double() for t in tensors_of(call(precise, map_tensors(inputs, double)))])
-    shapes = [[tuple(t.shape) for t in answer] for answer in answers]
+    with untouched(precise), torch.no_grad():
+        return [t.double() for t in tensors_of(call(precise, map_tensors(inputs, double)))]
+
+
+def _apart(one: list[Tensor], two: list[Tensor]) -> float:
+    shapes = [[tuple(t.shape) for t in answer] for answer in (one, two)]
     if shapes[0] != shapes[1]:
         raise MismatchError("the models answer in different shapes", given=str(shapes[0]), expected=str(shapes[1]))
-    largest = max((float(t.abs().max()) for t in answers[0] if t.numel()), default=0.0)
-    apart = max((float((x - y).abs().max()) for x, y in zip(*answers, strict=True) if x.numel()), default=0.0)
+    largest = max((float(t.abs().max()) for t in one if t.numel()), default=0.0)
+    apart = max((float((x - y).abs().max()) for x, y in zip(one, two, strict=True) if x.numel()), default=0.0)
     return apart / max(largest, 1e-300)
