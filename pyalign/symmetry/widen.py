@@ -19,15 +19,13 @@ from pyalign.errors import MismatchError, SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
 from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import Group, Wreath
-from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.streams import Stream, offset_of, streams
 
 __all__ = ["Widening", "difference", "widen"]
 
 _EXACT = 1e-4
-"""Largest relative change of the outputs: the small constant inside a norm weighs a little more in a wider one."""
-_SAME = 1e-9
-"""What rounding may change them by, in float64."""
+"""Largest relative change of the outputs, for weights that are rounded to float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +35,7 @@ class Widening:
     Args:
         model: A copy of the wide model with the function of the narrow one.
         slots: For every group the slot of the wide model that each unit of the narrow one has taken, int64.
-        rescaled: Norms whose scale makes up for the silent units, with the factor.
+        rescaled: Scales of norms that make up for the silent units, with their factor.
         error: Largest difference of the outputs over the largest output, in float64.
     """
 
@@ -48,27 +46,27 @@ class Widening:
 
 
 @torch.no_grad()
-def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any, *, constants: Sequence[str] = ()) -> Widening:
+def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
     """Bring a narrow model into the architecture of a wide one, without changing its function.
 
     Both symmetries are derived and their groups compared by the tensors they act on. A unit of the narrow model takes
     the slot of the same number, a head or another block likewise; the silent slots get weights of zero. A norm over a
-    widened stream sees the same squares and more units, so its scale is multiplied by the square root of the ratio of
-    the widths. A LayerNorm would see the mean of more units: fold both models first; the mean, which no reader sees, is
-    then taken out of everything that writes to the stream. Align the result to the wide model, and interpolate.
+    widened stream sees the same squares among more units: what writes to the stream is multiplied by the square root of
+    the ratio of the widths, and the norm's scale divided by it. Where a norm subtracts the mean, that is taken out of
+    what writes to the stream. Align the result to the wide model, and interpolate.
 
     Args:
         narrow: The model to widen: the architecture of `wide`, with fewer units in some groups.
         wide: A model of the wanted architecture; only its shapes count.
         example_inputs: One batch for both, as for `derive`.
-        constants: Scales that were folded in both models, `Folding.constants`.
 
     Returns:
         The widened model and where its units are.
 
     Raises:
         MismatchError: The models differ in more than the number of units; the tensor is named.
-        SymmetryError: The function would change, as with a LayerNorm that is not folded, or a GroupNorm.
+        SymmetryError: The function would change, as with a GroupNorm, a LayerNorm behind the residual sum, or an
+            output matrix tied to the embedding (which `pyalign.symmetry.fold` unties).
 
     Source:
         Theus et al. 2025 (arXiv 2506.22712), sections 2 and 4 and appendix E.
@@ -79,47 +77,54 @@ def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any, *, constants:
         >>> found.model[0].weight.shape, torch.allclose(found.model(x), small(x), atol=1e-6)
         (torch.Size([5, 2]), True)
     """
-    given, narrow = narrow, _centred(narrow, example_inputs, constants)
     specs = derive(narrow, example_inputs), derive(wide, example_inputs)
     slots = _slots(*specs)
-    model = copy.deepcopy(wide)
+    inputs = map_tensors(example_inputs, lambda x: x.double() if x.is_floating_point() else x)
+    precise = copy.deepcopy(narrow).double()
+    found = [stream for stream in streams(precise, inputs, specs[0]) if _grew(specs, stream.group)]
+    if any(stream.centred for stream in found):
+        for stream in found:
+            stream.centre(state_of(precise))
+        found = [stream for stream in streams(precise, inputs, specs[0]) if _grew(specs, stream.group)]
+    # Where something else than norms reads a stream, it cannot be scaled; the norms then are not quite the same.
+    for scaled in (True, False) if found else (False,):
+        model, rescaled = _widened(precise, wide, specs, slots, found, scaled)
+        error = difference(narrow, model, example_inputs)
+        if error <= _EXACT:
+            return Widening(model, slots, rescaled, error)
+    groups = [f"{n} ({g.size} of {specs[1].groups[n].size})" for n, g in specs[0].groups.items() if _grew(specs, n)]
+    raise SymmetryError(
+        f"widening changes the function; widened were {', '.join(groups)}",
+        given=f"outputs that differ by {error:.1e} of their size",
+        expected=f"at most {_EXACT:.0e}",
+        do="untie tied embeddings (pyalign.symmetry.fold does); norms over groups of channels, and norms behind the "
+        "residual sum, cannot be widened",
+    )
+
+
+def _widened(
+    precise: nn.Module, wide: nn.Module, specs: tuple[SymmetrySpec, SymmetrySpec], slots: Mapping[str, Tensor],
+    found: Sequence[Stream], scaled: bool,
+) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
+    """The wide model with the units of the narrow one, and the norms whose scale was changed."""
+    source, model, rescaled = copy.deepcopy(precise), copy.deepcopy(wide), {}
+    factors = {s.group: (specs[1].groups[s.group].size / specs[0].groups[s.group].size) ** 0.5 for s in found}
+    for stream in found if scaled else ():
+        stream.scale(state_of(source), factors[stream.group])
     target = state_of(model)
-    for name, tensor in state_of(narrow).items():
+    for name, tensor in state_of(source).items():
         if specs[0].aliases.get(name, name) == name:
             _embed(name, tensor, target, specs, slots)
-    rescaled = _rescale(narrow, model, example_inputs, specs, slots)
-    error = difference(given, model, example_inputs)
-    if not error <= _EXACT:
-        groups = [f"{n} ({g.size} of {specs[1].groups[n].size})" for n, g in specs[0].groups.items() if _grew(specs, n)]
-        raise SymmetryError(
-            f"widening changes the function; widened were {', '.join(groups)}",
-            given=f"outputs that differ by {error:.1e} of their size",
-            expected=f"at most {_EXACT:.0e}",
-            do="fold norms that subtract a mean (pyalign.symmetry.fold) and name the constants of the folding",
-        )
-    return Widening(model, slots, rescaled, error)
-
-
-def _centred(model: nn.Module, inputs: Any, constants: Sequence[str]) -> nn.Module:
-    """A copy whose streams have mean zero, where they are read by folded LayerNorms only; else the model itself."""
-    spec = derive(model, inputs, within=Kind.INVERTIBLE, constants=constants) if constants else None
-    streams = [] if spec is None else [g.name for g in spec.groups.values() if g.kind is Kind.CENTRED]
-    if spec is None or not streams:
-        return model
-    precise, centred = copy.deepcopy(model).double(), copy.deepcopy(model)
-    state, own = state_of(precise), state_of(centred)
-    before = _answers(precise, inputs)
-    for binding in (b for name in streams for b in spec.of(name)):
-        tensor = state[binding.tensor]
-        kept = tensor.clone()
-        for run in binding.positions.to(tensor.device).T:
-            part = tensor.index_select(binding.axis, run)
-            tensor.index_copy_(binding.axis, run, part - part.mean(binding.axis, keepdim=True))
-        # What writes to the stream may lose its mean; a norm's shift and those that read it may not.
-        if _apart(before, _answers(precise, inputs)) > _SAME:
-            tensor.copy_(kept)
-        own[binding.tensor].copy_(tensor)
-    return centred
+    for stream in found:
+        for path, x in stream.norms.items():
+            name, module = f"{path}.weight" if path else "weight", precise.get_submodule(path)
+            offset, constant = offset_of(module, x), bool((state_of(precise)[name] == state_of(precise)[name][0]).all())
+            # Its units come out larger by the factor, whether they were written so or only fill a wider stream.
+            target[name].add_(offset).div_(factors[stream.group]).sub_(offset)
+            if constant:  # a folded scale stays a constant; it multiplies silence
+                target[name].fill_(target[name][slots[stream.group][0]])
+            rescaled[name] = 1 / factors[stream.group]
+    return model, rescaled
 
 
 def _grew(specs: tuple[SymmetrySpec, SymmetrySpec], name: str) -> bool:
@@ -205,63 +210,6 @@ def _places(
             do="change only widths whose units are interchangeable; keep the size of attention heads",
         )
     return place
-
-
-def _rescale(
-    narrow: nn.Module,
-    model: nn.Module,
-    inputs: Any,
-    specs: tuple[SymmetrySpec, SymmetrySpec],
-    slots: Mapping[str, Tensor],
-) -> dict[str, float]:
-    """Make up for silent units in modules that divide by a mean over all units: their scale, and what it was taken by.
-
-    Each such module is asked itself: it answers a narrow input, and the same input among silent units.
-    """
-    seen = _inputs_of_norms(narrow, inputs)
-    found: dict[str, float] = {}
-    own, wide = state_of(narrow), state_of(model)
-    for path, x in seen.items():
-        name = f"{path}.weight" if path else "weight"
-        place = _places(name, 0, own[name].shape[0], wide[name].shape[0], specs, slots).to(x.device)
-        if len(place) == wide[name].shape[0] or x.shape[-1] != len(place):
-            continue
-        padded = x.new_zeros(*x.shape[:-1], wide[name].shape[0])
-        padded[..., place] = x
-        modules = narrow.get_submodule(path), model.get_submodule(path)
-        try:
-            one, two = (m(v) - m(torch.zeros_like(v)) for m, v in zip(modules, (x, padded), strict=True))
-        except (RuntimeError, ValueError):
-            continue  # its units lie on another axis than the last, so it takes no mean over them
-        ratio = float((two[..., place].double() * one.double()).sum() / one.double().square().sum())
-        if ratio > 0 and abs(ratio - 1) > 1e-6:
-            wide[name].div_(ratio)
-            if bool((own[name] == own[name][0]).all()):
-                wide[name].fill_(wide[name][place[0]])  # a folded scale stays a constant; it multiplies silence
-            found[name] = 1 / ratio
-    return found
-
-
-def _inputs_of_norms(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
-    """The first input of every module without children that holds a vector `weight`, and at most a bias besides."""
-    seen: dict[str, Tensor] = {}
-    handles = []
-    for path, module in model.named_modules():
-        held = {n: p.dim() for n, p in module.named_parameters(recurse=False)}
-        if held.get("weight") == 1 and set(held) <= {"weight", "bias"} and not list(module.children()):
-
-            def note(_module: nn.Module, given: tuple[Any, ...], path: str = path) -> None:
-                if given and isinstance(given[0], Tensor):
-                    seen.setdefault(path, given[0].detach())
-
-            handles.append(module.register_forward_pre_hook(note))
-    try:
-        with untouched(model):
-            call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
 
 
 def difference(one: nn.Module, two: nn.Module, inputs: Any) -> float:
