@@ -126,7 +126,7 @@ def test_a_narrow_stream_is_turned_into_a_wide_one() -> None:
 
 def test_what_cannot_be_widened_is_named() -> None:
     grouped = [nn.Sequential(nn.Conv2d(3, n, 3), nn.GroupNorm(2, n), nn.ReLU(), nn.Conv2d(n, 2, 3)) for n in (4, 8)]
-    with pytest.raises(SymmetryError, match=r"0 \(4 of 8\).*norm over groups"):
+    with pytest.raises(SymmetryError, match=r"0 \(4 of 8\).*norms over groups"):
         widen(noisy(grouped[0]), noisy(grouped[1]), IMAGES)
     with pytest.raises(MismatchError, match="larger in the narrow model"):
         widen(Residual(5, 6, 7).eval(), Residual(5, 4, 9).eval(), IMAGES)
