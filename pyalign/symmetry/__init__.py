@@ -11,6 +11,7 @@ from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
 from pyalign.symmetry.verify import Verification, sound, verify
+from pyalign.symmetry.weightless import weightless
 
 __all__ = [
     "Alignment",
@@ -39,4 +40,5 @@ __all__ = [
     "tensors_of",
     "untouched",
     "verify",
+    "weightless",
 ]
