@@ -11,7 +11,7 @@ from pyalign.matching.slices import CHUNK
 from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec, Transform
 from pyalign.symmetry.actions import act
 
-__all__ = ["Pair"]
+__all__ = ["Pair", "moved_by"]
 
 Elements = Mapping[str, Transform]
 
@@ -58,8 +58,7 @@ class Pair:
 
     def moved(self, name: str, elements: Elements) -> Tensor:
         """A tensor of B at the given elements."""
-        tensor, bindings = self._b[name].detach(), self.spec.on(name)
-        return act(tensor if all(map(_exact, _on(bindings, elements))) else tensor.double(), bindings, elements)
+        return moved_by(elements, self._b[name].detach(), self.spec.on(name))
 
     def size(self, name: str) -> float:
         """The squared norm of a tensor of A, summed in float64."""
@@ -71,8 +70,10 @@ class Pair:
         return sum(float((x.double() - y).square().sum()) for x, y in zip(_pieces(a), _pieces(b), strict=True))
 
 
-def _on(bindings: tuple[AxisBinding, ...], elements: Elements) -> list[Transform]:
-    return [elements[b.group] for b in bindings if b.group in elements]
+def moved_by(elements: Elements, tensor: Tensor, bindings: tuple[AxisBinding, ...], power: int = 1) -> Tensor:
+    """A tensor moved by elements: in its own dtype where that is exact, else in float64."""
+    exact = all(_exact(elements[b.group]) for b in bindings if b.group in elements)
+    return act(tensor if exact else tensor.double(), bindings, elements, power)
 
 
 def _exact(element: Transform) -> bool:
