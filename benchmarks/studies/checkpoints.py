@@ -31,7 +31,7 @@ from pyalign._atomic import replacing
 from pyalign.io import StateReader, bare_model, open_state, save_folder
 from pyalign.io.huggingface import example_of
 from pyalign.io.reader import Entry
-from pyalign.matching import align_folders
+from pyalign.matching import WeightMatching, align_folders
 from pyalign.symmetry import Alignment, Kind, Role, SymmetrySpec, derive
 from pyalign.symmetry.actions import act
 
@@ -110,12 +110,15 @@ def watched() -> Iterator[Callable[[], float]]:
         thread.join()
 
 
-def align_once(folder: Path) -> dict[str, Any]:
+def align_once(folder: Path, sweeps: int) -> dict[str, Any]:
     """Align B to A; what it took."""
     torch.set_num_threads(2)
     began, processor = time.perf_counter(), time.process_time()
     with watched() as own:
-        found = align_folders(folder / "a", folder / "b", folder / "out", max_shard_bytes=SHARD, progress=True)
+        method = WeightMatching(sweeps=sweeps)
+        found = align_folders(
+            folder / "a", folder / "b", folder / "out", method=method, max_shard_bytes=SHARD, progress=True
+        )
         record = {
             "own_peak_gb": own(),
             "resident_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
@@ -124,7 +127,8 @@ def align_once(folder: Path) -> dict[str, Any]:
         "wall_s": time.perf_counter() - began,
         "processor_s": time.process_time() - processor,
         "objective": found.objective,
-        "steps": len(found.trace) - 1,
+        "sweeps_at_most": sweeps,
+        "seconds": found.seconds,
         "worst_gap": found.worst_gap,
     }
     found.save(folder / "found.safetensors")
@@ -170,12 +174,20 @@ def judge(spec: SymmetrySpec, folder: Path) -> dict[str, float]:
     return {**dict(zip(names, distances, strict=True)), "groups_in_the_planted_order": sum(alike) / len(alike)}
 
 
-def study(size: str, folder: Path) -> dict[str, Any]:
+def study(size: str, folder: Path, sweeps: int) -> dict[str, Any]:
     """Everything about one size."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         spec = write_pair(size, folder)
-        words = [sys.executable, "-m", "benchmarks.studies.checkpoints", "--align", str(folder)]
+        words = [
+            sys.executable,
+            "-m",
+            "benchmarks.studies.checkpoints",
+            "--align",
+            str(folder),
+            "--sweeps",
+            str(sweeps),
+        ]
         answer = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
         parameters = sum(math.prod(s) for s in spec.shapes.values())
         files = sum(p.stat().st_size for p in (folder / "a").glob("*.safetensors"))
@@ -218,15 +230,18 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["100m"])
     parser.add_argument("--folder", type=Path, default=Path("checkpoints"), help="scratch space, deleted afterwards")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument(
+        "--sweeps", type=int, default=100, help="at most so many after the pass that anchors the groups"
+    )
     parser.add_argument("--align", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.align is not None:
-        print(json.dumps(align_once(args.align)))
+        print(json.dumps(align_once(args.align, args.sweeps)))
         return
     target = args.out / "checkpoints.json"
     known = {r["size"]: r for r in json.loads(target.read_text())} if target.exists() else {}
     for size in args.size:
-        known[size] = study(size, args.folder)
+        known[size] = study(size, args.folder, args.sweeps)
         records = sorted(known.values(), key=lambda r: int(r["parameters"]))
         args.out.mkdir(parents=True, exist_ok=True)
         for file, text in ((target, json.dumps(records, indent=1) + "\n"), (target.with_suffix(".md"), page(records))):

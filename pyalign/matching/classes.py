@@ -124,14 +124,16 @@ def match_states(
 
 def _cosines(descent: MixedDescent) -> dict[str, float]:
     """Mean cosine between the matched weights of the units, per group, at the present elements."""
+    sums = {n: torch.zeros(3, g.size, dtype=torch.float64) for n, g in descent.spec.groups.items()}
+    for name in descent.pair.names:
+        one, two = descent.pair.both(name, descent.elements)
+        for row, products in enumerate((one * two, one.square(), two.square())):
+            for b in descent.spec.on(name):
+                sums[b.group][row] += b.totals(products).double().cpu()
     found: dict[str, float] = {}
-    for name, group in descent.spec.groups.items():
-        sums = torch.zeros(3, group.size, dtype=torch.float64)
-        for _, one, two in descent.pair.rows(name, descent.elements):
-            both = (one * two).sum(1), one.square().sum(1), two.square().sum(1)
-            sums += torch.stack(both).double().cpu()
-        if descent.pair.of(name):
-            norms = (sums[1] * sums[2]).sqrt()
-            cosines = torch.where(norms > 0, sums[0] / norms.clamp_min(1e-300), 0.0)
-            found[name] = float(cosines.mean()) if group.size else 0.0
+    for group, (both, squares_a, squares_b) in sums.items():
+        if descent.pair.of(group):
+            norms = (squares_a * squares_b).sqrt()
+            cosines = torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0)
+            found[group] = float(cosines.mean()) if len(cosines) else 0.0
     return found

@@ -49,12 +49,16 @@ class Pair:
         precision have no more digits than float32 products keep.)
         """
         for name, bindings in self.of(group, only).items():
-            a = self._a[name].detach()
-            half = a.dtype in (torch.bfloat16, torch.float16)
-            dtype = torch.float64 if a.dtype == torch.float64 or (precise and not half) else torch.float32
-            b = self.moved(name, elements)
+            a, b = self.both(name, elements, precise)
             for binding in bindings:
-                yield binding, binding.unfold(a).to(dtype), binding.unfold(b).to(dtype)
+                yield binding, binding.unfold(a), binding.unfold(b)
+
+    def both(self, name: str, elements: Elements, precise: bool = False) -> tuple[Tensor, Tensor]:
+        """A tensor of A and the same of B at the given elements, in the precision of products."""
+        a = self._a[name].detach()
+        half = a.dtype in (torch.bfloat16, torch.float16)
+        dtype = torch.float64 if a.dtype == torch.float64 or (precise and not half) else torch.float32
+        return a.to(dtype), self.moved(name, elements).to(dtype)
 
     def moved(self, name: str, elements: Elements) -> Tensor:
         """A tensor of B at the given elements."""
