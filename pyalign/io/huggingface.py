@@ -91,8 +91,8 @@ def example_of(model: nn.Module) -> dict[str, Any]:
         if getattr(config, "is_encoder_decoder", False):
             example["decoder_input_ids"] = numbers
         return {**example, "use_cache": False} if hasattr(config, "use_cache") else example
-    size = getattr(config, "image_size", None)
-    if name == "pixel_values" and size is not None:
+    size = getattr(config, "image_size", 64)  # networks without one take images of any size
+    if name == "pixel_values":
         height, width = (size, size) if isinstance(size, int) else size
         generator = torch.Generator().manual_seed(0)
         return {name: torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=generator)}
