@@ -143,3 +143,14 @@ def test_weights_that_are_not_those_of_the_configuration(tmp_path: Path) -> None
     change_config(a, num_hidden_layers=2)
     with pytest.raises(MismatchError, match="not those of the architecture"):
         align_folders(a, a)
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    a = written(tmp_path / "a")
+    (a / "own.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).write_text('ran')\n")
+    change_config(a, auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    assert type(bare_model(a)).__module__.startswith("transformers.")
+    change_config(a, architectures=["OwnLlama"])
+    with pytest.raises(InputError, match="OwnLlama"):
+        align_folders(a, a)
+    assert not (tmp_path / "ran").exists()

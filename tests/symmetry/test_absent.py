@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,21 @@ def test_the_spec_is_that_of_the_model_with_weights(name: str) -> None:
     assert found.fingerprint == real.fingerprint
     assert [s.key for s in found.sites] == [s.key for s in real.sites]
     assert all(t.device.type == "meta" for t in bare.parameters())
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_a_llama_of_32_layers_is_derived_in_under_a_minute() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    with weightless():
+        model = transformers.LlamaForCausalLM(config)
+    began = time.process_time()
+    spec = derive(model, {"input_ids": torch.arange(8)[None], "use_cache": False}, within=Kind.INVERTIBLE)
+    assert time.process_time() - began < 60
+    # the stream; in each layer the heads, matrices within them for keys and for values, and the inner units
+    assert len(spec.groups) == 1 + 32 * 4
+    assert sum(g.size for g in spec.groups.values()) == 4096 + 32 * (32 + 2 * 4096 + 11008)
 
 
 class Counted(nn.Module):
