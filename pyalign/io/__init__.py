@@ -2,8 +2,17 @@
 
 from pyalign.io.fit import load_into
 from pyalign.io.folders import save_folder
-from pyalign.io.huggingface import load_model
+from pyalign.io.huggingface import bare_model, load_model
 from pyalign.io.reader import StateReader
 from pyalign.io.states import load_state, open_state, save_state
 
-__all__ = ["StateReader", "load_into", "load_model", "load_state", "open_state", "save_folder", "save_state"]
+__all__ = [
+    "StateReader",
+    "bare_model",
+    "load_into",
+    "load_model",
+    "load_state",
+    "open_state",
+    "save_folder",
+    "save_state",
+]

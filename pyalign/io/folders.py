@@ -19,7 +19,7 @@ from pyalign.io.reader import StateReader
 from pyalign.io.states import untie, write_safetensors
 from pyalign.symmetry.calls import state_of
 
-__all__ = ["save_folder"]
+__all__ = ["check_folder", "save_folder"]
 
 WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite", ".npz")
 
@@ -31,6 +31,7 @@ def save_folder(
     like: str | os.PathLike[str] | None = None,
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a Hugging Face folder: `model.safetensors`, or shards of at most `max_shard_bytes` and an index.
 
@@ -44,6 +45,7 @@ def save_folder(
             names and shapes must be those of its weights.
         max_shard_bytes: Upper limit of a shard, in bytes; a larger tensor has a shard of its own.
         overwrite: Replace `folder` as a whole where it already holds a model.
+        texts: Further files by name; those of `like` that they replace are kept as `source.` + name.
 
     Raises:
         InputError: `folder` is not empty and `overwrite` is not given, or it holds no model that could be replaced.
@@ -74,6 +76,10 @@ def save_folder(
     with _replacing_folder(target, overwrite) as temporary:
         if source is not None:
             _copy_others(source, temporary)
+        for name, text in (texts or {}).items():
+            if (temporary / name).exists():
+                (temporary / name).rename(temporary / f"source.{name}")
+            (temporary / name).write_text(text, encoding="utf-8")
         _write_shards(tensors, sizes, tied, temporary, target, max_shard_bytes)
 
 
@@ -157,9 +163,12 @@ def _copy_others(source: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / relative)
 
 
-@contextmanager
-def _replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place on success and vanishes on failure."""
+def check_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a folder that may not be replaced.
+
+    Raises:
+        InputError: It is not empty, and `overwrite` is not given or it holds no model.
+    """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         models = target.is_dir() and any(p.suffix in WEIGHTS or p.name == "config.json" for p in target.iterdir())
         if not overwrite or not models:
@@ -169,6 +178,12 @@ def _replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
                 expected="a new or empty folder, or overwrite=True where it holds a model",
                 do="choose another folder",
             )
+
+
+@contextmanager
+def _replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place on success and vanishes on failure."""
+    check_folder(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     # two folders deep, so that the inner one is made with the user's own rights and not mkdtemp's private ones
     room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))

@@ -21,11 +21,17 @@ __all__ = ["Entry", "StateReader", "broken", "safetensors_reader"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a stored tensor without reading it: shape, size in bytes, the file that holds it."""
+    """What is known of a stored tensor without reading it: shape, size in bytes, the file that holds it, its dtype."""
 
     shape: tuple[int, ...]
     nbytes: int
     file: Path
+    dtype: str = ""
+
+
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool", "U8": "uint8"}
+_DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+"""What safetensors calls the dtypes of torch."""
 
 
 class StateReader(Mapping[str, Tensor]):
@@ -133,7 +139,7 @@ def _header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     entries = {}
     for name, tensor in header.items():
         begin, end = tensor["data_offsets"]
-        entries[name] = Entry(tuple(tensor["shape"]), end - begin, path)
+        entries[name] = Entry(tuple(tensor["shape"]), end - begin, path, _DTYPES.get(tensor["dtype"], tensor["dtype"]))
     return entries, metadata
 
 

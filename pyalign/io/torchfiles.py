@@ -35,7 +35,7 @@ def torch_reader(path: Path, device: str | torch.device = "cpu", *, mmap: bool =
         CheckpointError: The file is missing, corrupt, truncated, not weights-only, or holds no model's tensors.
     """
     state = _unwrap(_read(path, device, mmap), path)
-    entries = {name: Entry(tuple(tensor.shape), tensor.nbytes, path) for name, tensor in state.items()}
+    entries = {n: Entry(tuple(t.shape), t.nbytes, path, str(t.dtype).removeprefix("torch.")) for n, t in state.items()}
     return StateReader(entries, state.__getitem__)
 
 

@@ -2,6 +2,7 @@
 
 from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.align import align
+from pyalign.matching.checkpoints import align_folders
 from pyalign.matching.pam import PAM, PAMAnswer
 from pyalign.matching.problem import Method, Problem
 from pyalign.matching.share import Sharing, share
@@ -16,5 +17,6 @@ __all__ = [
     "Sharing",
     "WeightMatching",
     "align",
+    "align_folders",
     "share",
 ]

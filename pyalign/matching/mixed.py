@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups, in_blocks
-from pyalign.matching.nearest import Grams, circuit_table, gain_table, nearest
+from pyalign.matching.nearest import circuit_table, gain_table, nearest
 from pyalign.matching.nested import Nested, carriers, flat
-from pyalign.symmetry import (
-    BlockLinear,
-    Group,
-    Kind,
-    Role,
-    ScaledPermutation,
-    Side,
-    SymmetrySpec,
-    Transform,
-    Wreath,
-)
-from pyalign.symmetry.actions import act
+from pyalign.matching.pair import Pair
+from pyalign.matching.products import Products
+from pyalign.symmetry import BlockLinear, Group, Kind, ScaledPermutation, SymmetrySpec, Transform, Wreath
 from pyalign.symmetry.elements import composed, following
 
-__all__ = ["MixedDescent"]
+__all__ = ["Family", "MixedDescent"]
 
 Elements = dict[str, Transform]
 
 
 @dataclass(frozen=True)
-class _Family:
+class Family:
     """A group that lies in no other, with everything within its units."""
 
     top: Group
@@ -48,7 +39,8 @@ class MixedDescent:
 
     Each step compares A with B as it stands now and proposes elements that move B further; a proposal is taken only if
     the distance, in float64, falls. Permutations are linear assignments; blocks that are mixed inside are assigned by a
-    table of their inner problems (by the gain of isometries and by circuits, whichever leads further).
+    table of their inner problems (by the gain of isometries and by circuits, whichever leads further). Tensors are read
+    when they are needed, one at a time, and not kept: checkpoints may be larger than memory.
 
     Args:
         spec: The symmetry.
@@ -56,6 +48,7 @@ class MixedDescent:
         state_b: Weights of model B by name.
         signs: Whether signs are used where a group allows them.
         backend: Implementation of `pyalign.engine.linear_assignment`.
+        tick: Called after every step.
     """
 
     def __init__(
@@ -65,21 +58,32 @@ class MixedDescent:
         state_b: Mapping[str, Tensor],
         signs: bool = True,
         backend: str = "auto",
+        tick: Callable[[], object] = lambda: None,
     ) -> None:
-        self.spec, self.signs, self.backend = spec, signs, backend
-        names = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
-        self.a = {n: state_a[n].detach().double() for n in names}
-        self.start = {n: state_b[n].detach().double() for n in names}
+        self.spec, self.signs, self.backend, self.tick = spec, signs, backend, tick
+        self.pair = Pair(spec, state_a, state_b)
         self.families = _families(spec)
+        self.sizes = {n: self.pair.size(n) for n in self.pair.names}
         self.worst_gap: float | None = None
         self.restart(spec.identity().transforms)
 
     def restart(self, elements: Mapping[str, Transform]) -> None:
         """Begin anew at other elements."""
         self.elements: Elements = dict(elements)
-        self.b = {n: act(t, self.spec.on(n), self.elements) for n, t in self.start.items()}
-        self.costs = {n: self._cost(n, t) for n, t in self.b.items()}
+        self.costs = {n: self.pair.cost(n, self.elements) for n in self.pair.names}
         self.trace = [self.objective]
+        self._tried: dict[str, tuple[Transform, ...]] = {}
+
+    @property
+    def state(self) -> tuple[Elements, dict[str, float]]:
+        """Where the search is: the elements and what each tensor costs there."""
+        return dict(self.elements), dict(self.costs)
+
+    def resume(self, state: tuple[Elements, dict[str, float]]) -> None:
+        """Go back to where the search was."""
+        self.elements, self.costs = dict(state[0]), dict(state[1])
+        self.trace = [self.objective]
+        self._tried.clear()
 
     @property
     def objective(self) -> float:
@@ -95,11 +99,11 @@ class MixedDescent:
         pending = list(self.families)
         while pending:
             known = {f.top.name: self._known(f, settled) for f in pending}
-            best = max(pending, key=lambda f: sum(float(self.a[n].square().sum()) for n in known[f.top.name]))
-            proposals = self._proposals(best, frozenset(known[best.top.name]))
-            self._take(proposals, known[best.top.name])
+            best = max(pending, key=lambda f: sum(self.sizes[n] for n in known[f.top.name]))
+            self._take(best, frozenset(known[best.top.name]))
             settled |= {g.name for g in best.groups}
             pending.remove(best)
+            self.tick()
 
     def run(self, sweeps: int, generator: torch.Generator) -> bool:
         """Sweep over the families in random orders until nothing changes; say whether it came to that."""
@@ -107,185 +111,163 @@ class MixedDescent:
             before = self.objective
             for i in torch.randperm(len(self.families), generator=generator).tolist():
                 self.step(self.families[i])
+                self.tick()
             if self.objective - before <= 1e-12 * self._size:
                 return True
         return False
 
-    def step(self, family: _Family) -> bool:
-        """Improve one family, the others held still; say whether that helped."""
-        return self._take(self._proposals(family, None), None)
+    def step(self, family: Family) -> bool:
+        """Improve one family, the others held still; say whether that helped.
+
+        A family that did not improve is passed over while it and its neighbours stay as they are.
+        """
+        stamp = tuple(self.elements[g] for g in self._around(family))
+        if self._tried.get(family.top.name) == stamp:
+            return False
+        moved = self._take(family, None)
+        if not moved:
+            self._tried[family.top.name] = stamp
+        return moved
 
     @property
     def _size(self) -> float:
-        return sum(float(t.square().sum()) for t in self.a.values()) + 1e-300
+        return sum(self.sizes.values()) + 1e-300
 
-    def _cost(self, name: str, tensor: Tensor) -> float:
-        return float((self.a[name] - tensor).square().sum())
+    def _tensors(self, family: Family) -> dict[str, None]:
+        return dict.fromkeys(name for g in family.groups for name in self.pair.of(g.name))
 
-    def _known(self, family: _Family, settled: set[str]) -> list[str]:
+    def _around(self, family: Family) -> dict[str, None]:
+        """The groups on whose elements a step depends."""
+        return dict.fromkeys(
+            [*(g.name for g in family.groups), *(b.group for n in self._tensors(family) for b in self.spec.on(n))]
+        )
+
+    def _known(self, family: Family, settled: set[str]) -> list[str]:
         """Tensors of a family that no unsettled family moves besides."""
         own = {g.name for g in family.groups}
-        names = dict.fromkeys(b.tensor for g in family.groups for b in self.spec.of(g.name) if b.tensor in self.a)
-        return [n for n in names if all(b.group in own | settled for b in self.spec.on(n))]
+        return [n for n in self._tensors(family) if all(b.group in own | settled for b in self.spec.on(n))]
 
-    def _take(self, proposals: Sequence[Elements], only: Sequence[str] | None) -> bool:
+    def _take(self, family: Family, only: frozenset[str] | None) -> bool:
         """Move by the proposal after which A and B are nearest (on the tensors `only`), if that is nearer than now."""
         best, least, limit = None, 0.0, 1e-13 * self._size
-        for moves in proposals:
-            names = dict.fromkeys(b.tensor for g in moves for b in self.spec.of(g) if b.tensor in self.a)
-            moved = {n: act(self.b[n], self.spec.on(n), moves) for n in names}
-            costs = {n: self._cost(n, t) for n, t in moved.items()}
-            rise = sum(c - self.costs[n] for n, c in costs.items() if only is None or n in only)
+        for moves in _Step(self, family, only).proposals():
+            elements = {**self.elements, **{name: composed(e, self.elements[name]) for name, e in moves.items()}}
+            names = dict.fromkeys(n for g in moves for n in self.pair.of(g, only))
+            costs = {n: self.pair.cost(n, elements) for n in names}
+            rise = sum(c - self.costs[n] for n, c in costs.items())
             if best is None or rise < least:
-                best, least = (moves, moved, costs), rise
+                best, least = (moves, elements, costs), rise
         if best is None or least >= -limit:
             return False
-        moves, moved, costs = best
-        self.b.update(moved)
+        moves, self.elements, costs = best
+        if only is not None:
+            rest = dict.fromkeys(n for g in moves for n in self.pair.of(g) if n not in only)
+            costs |= {n: self.pair.cost(n, self.elements) for n in rest}
         self.costs.update(costs)
-        for name, element in moves.items():
-            self.elements[name] = composed(element, self.elements[name])
         if only is None:
             self.trace.append(self.objective)
         return True
 
-    def _proposals(self, family: _Family, only: frozenset[str] | None) -> list[Elements]:
-        """Elements by which a family may move from where it is."""
-        mixing = [g for g in family.inner if g.kind.mixes]
-        if family.top.kind.mixes:
-            grams = self._grams(family.top, 1, self.b, only)
-            return [{family.top.name: BlockLinear(nearest(grams, family.top.kind), family.top.kind)}]
-        orders = self._orders(family, mixing, only)
-        proposals = []
-        for order in orders:
-            elements: Elements = dict(order)
-            for group in mixing:
-                elements[group.name] = self._within(group, order, only)
-            proposals.append(elements)
-        return proposals + self._scaled(family, orders, only)
+    def note(self, gap: float | None) -> None:
+        """Remember the largest duality gap."""
+        if gap is not None:
+            self.worst_gap = gap if self.worst_gap is None else max(self.worst_gap, gap)
 
-    def _orders(self, family: _Family, mixing: Sequence[Group], only: frozenset[str] | None) -> list[Elements]:
-        plain = [g for g in family.groups if not g.kind.mixes]
-        evidence = {g.name: e for g in plain if (e := self._evidence(g, mixing, only)) is not None}
-        if not mixing:
-            solution = assign_groups(plain, evidence, self.signs, self.backend)
-            self._note(solution.worst_gap)
-            return [dict(solution.elements)]
-        answers: list[Elements] = [{g.name: following(g, self._identity(family)) for g in plain}]
-        for tables in self._tables(family, plain, mixing, only):
+
+class _Step:
+    """Elements by which one family may move from where it is."""
+
+    def __init__(self, descent: MixedDescent, family: Family, only: frozenset[str] | None) -> None:
+        self.descent, self.family, self.only = descent, family, only
+        self.products = Products(descent.pair, descent.elements, only)
+        self.mixing = [g for g in family.inner if g.kind.mixes]
+        self.plain = [g for g in family.groups if not g.kind.mixes]
+
+    def proposals(self) -> list[Elements]:
+        """All of them, the ones that move nothing but follow included."""
+        top = self.family.top
+        if top.kind.mixes:
+            return [{top.name: BlockLinear(nearest(self.products.grams(top), top.kind), top.kind)}]
+        orders = self._orders()
+        proposals = [{**order, **{g.name: self._within(g, order) for g in self.mixing}} for order in orders]
+        return proposals + self._scaled(orders)
+
+    def _orders(self) -> list[Elements]:
+        evidence = {g.name: e for g in self.plain if (e := self.products.evidence(g, self.mixing)) is not None}
+        if not self.mixing:
+            return [self._assigned(evidence, self.descent.signs)]
+        answers: list[Elements] = [self._following()]
+        for tables in self._tables():
             known = dict(evidence)
             for name, table in tables.items():
                 own = evidence.get(name)
                 known[name] = Evidence(table if own is None else table + own.gain(False))
-            solution = assign_groups(plain, known, False, self.backend)
-            self._note(solution.worst_gap)
-            answers.append(dict(solution.elements))
+            answers.append(self._assigned(known, False))
         return answers
 
-    def _tables(
-        self, family: _Family, plain: Sequence[Group], mixing: Sequence[Group], only: frozenset[str] | None
-    ) -> list[dict[str, Tensor]]:
+    def _tables(self) -> list[dict[str, Tensor]]:
         """What the mixing groups say of the order of blocks, and of units that change places within them.
 
         One answer by the gain of the best matrices, one by circuits, and one by the rows of units as they stand.
         """
-        names = frozenset(self.a) if only is None else only
         gains: dict[str, Tensor] = {}
         circuits: dict[str, Tensor] = {}
         plainly: dict[str, Tensor] = {}
-        for group in mixing:
+        top = self.family.top.name
+        for group in self.mixing:
             assert isinstance(group.structure, Wreath)
-            carried = carriers(self.spec, group, [g for g in plain if g is not family.top])
+            carried = carriers(self.descent.spec, group, [g for g in self.plain if g.name != top])
             if carried:
-                nested = Nested(self.spec, group, carried, names)
-                outer, inner = nested.gains(self.a, self.b)
-                _add(gains, {family.top.name: outer, **{n: flat(t) for n, t in inner.items()}})
-                _add(circuits, {n: flat(t) for n, t in nested.circuits(self.a, self.b).items()})
-                _add(plainly, {n: flat(t) for n, t in nested.plain(self.a, self.b).items()})
+                nested = Nested(self.descent.spec, group, carried, self.products.names)
+                outer, inner = nested.gains(*self.products.states)
+                _add(gains, {top: outer, **{n: flat(t) for n, t in inner.items()}})
+                _add(circuits, {n: flat(t) for n, t in nested.circuits(*self.products.states).items()})
+                _add(plainly, {n: flat(t) for n, t in nested.plain(*self.products.states).items()})
                 continue
-            one, two = (in_blocks(m, group.structure.blocks) for m in self._products(group, only))
-            _add(gains, {family.top.name: gain_table(one, two, group.kind)})
-            _add(circuits, {family.top.name: circuit_table(one, two, group.kind) / _circuit_size(self, group, only)})
+            one, two = (in_blocks(m, group.structure.blocks) for m in self.products.both(group))
+            _add(gains, {top: gain_table(one, two, group.kind)})
+            _add(circuits, {top: circuit_table(one, two, group.kind) / self._circuit_size(group)})
         return [gains, circuits, plainly] if plainly else [gains, circuits]
 
-    def _identity(self, family: _Family) -> Elements:
-        elements: Elements = {}
-        for group in family.groups:
-            elements[group.name] = following(group, elements)
-        return elements
-
-    def _within(self, group: Group, order: Elements, only: frozenset[str] | None) -> BlockLinear:
+    def _within(self, group: Group, order: Elements) -> BlockLinear:
+        """The best matrices within the blocks, once units and blocks are in an order."""
         assert isinstance(group.structure, Wreath)
         outer = order[group.structure.outer]
         assert isinstance(outer, ScaledPermutation)
-        names = dict.fromkeys(b.tensor for b in self.spec.of(group.name) if b.tensor in self.b)
-        moved = {n: act(self.b[n], self.spec.on(n), order) for n in names}
-        grams = self._grams(group, group.structure.blocks, moved, only)
-        return BlockLinear(nearest(grams, group.kind), group.kind, outer.perm)
+        moves = {**order, **{g.name: following(g, order) for g in self.mixing}}
+        placed = {**self.descent.elements, **{n: composed(e, self.descent.elements[n]) for n, e in moves.items()}}
+        products = Products(self.descent.pair, placed, self.only)
+        return BlockLinear(nearest(products.grams(group), group.kind), group.kind, outer.perm)
 
-    def _scaled(self, family: _Family, orders: Sequence[Elements], only: frozenset[str] | None) -> list[Elements]:
+    def _assigned(self, evidence: Mapping[str, Evidence], signs: bool) -> Elements:
+        solution = assign_groups(self.plain, evidence, signs, self.descent.backend)
+        self.descent.note(solution.worst_gap)
+        return dict(solution.elements)
+
+    def _following(self) -> Elements:
+        elements: Elements = {}
+        for group in self.family.groups:
+            elements[group.name] = following(group, elements)
+        return {g.name: elements[g.name] for g in self.plain}
+
+    def _scaled(self, orders: Sequence[Elements]) -> list[Elements]:
         """The same orders with the best factors, for a flat group that may scale its units."""
-        top = family.top
-        if not top.kind.scales or family.inner:
+        top = self.family.top
+        if not top.kind.scales or self.family.inner:
             return []
+        kind = Kind.INVERTIBLE if top.kind.signs and self.descent.signs else Kind.POSITIVE
         found: list[Elements] = []
         for order in orders:
             element = order[top.name]
             assert isinstance(element, ScaledPermutation)
-            sums = [m.diagonal()[:, None, None] for m in self._own(top, only)]
-            one, two = (m.gather(1, element.perm.unsqueeze(1))[:, :, None] for m in self._products(top, only))
-            grams = Grams(one, two, sums[0][element.perm], sums[1][element.perm])
-            kind = Kind.INVERTIBLE if top.kind.signs and self.signs else Kind.POSITIVE
-            found.append({top.name: ScaledPermutation(element.perm, nearest(grams, kind).reshape(-1))})
+            factors = nearest(self.products.by_unit(top, element.perm), kind).reshape(-1)
+            found.append({top.name: ScaledPermutation(element.perm, factors)})
         return found
 
-    def _evidence(self, group: Group, mixing: Sequence[Group], only: frozenset[str] | None) -> Evidence | None:
-        """Similarity of units, without the entries that a mixing group within them compares."""
-        covered = {(b.tensor, b.axis): b.positions for g in mixing for b in self.spec.of(g.name)}
-        odd = even = None
-        for b in self.spec.of(group.name):
-            if b.tensor not in self.a or (only is not None and b.tensor not in only):
-                continue
-            inside = [
-                c.positions for g in mixing for c in self.spec.of(g.name) if (c.tensor, c.axis) == (b.tensor, b.axis)
-            ]
-            if covered and inside and torch.isin(b.positions, torch.cat([p.reshape(-1) for p in inside])).all():
-                continue
-            matrix = (b.unfold(self.a[b.tensor]) @ b.unfold(self.b[b.tensor]).T).cpu()
-            if b.side.power:
-                odd = matrix if odd is None else odd + matrix
-            else:
-                even = matrix if even is None else even + matrix
-        if odd is None:
-            return None if even is None else Evidence(torch.zeros_like(even), even)
-        return Evidence(odd, even)
-
-    def _products(self, group: Group, only: frozenset[str] | None) -> tuple[Tensor, Tensor]:
-        """Rows of A times rows of B, produced and consumed, each (n, n)."""
-        return self._summed(group, only, self.a, self.b)
-
-    def _own(self, group: Group, only: frozenset[str] | None) -> tuple[Tensor, Tensor]:
-        return self._summed(group, only, self.b, self.b)
-
-    def _summed(
-        self, group: Group, only: frozenset[str] | None, left: Mapping[str, Tensor], right: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        sums = [torch.zeros(group.size, group.size, dtype=torch.float64) for _ in range(2)]
-        for b in self.spec.of(group.name):
-            if b.tensor in self.a and (only is None or b.tensor in only) and (b.side.power or group.kind.mixes):
-                side = 1 if b.side is Side.CONTRAVARIANT else 0
-                sums[side] += (b.unfold(left[b.tensor]) @ b.unfold(right[b.tensor]).T).cpu()
-        return sums[0], sums[1]
-
-    def _grams(self, group: Group, blocks: int, b: Mapping[str, Tensor], only: frozenset[str] | None) -> Grams:
-        """What `nearest` needs when each block of A is compared with the same block of `b`."""
-        here = torch.arange(blocks)
-        both, own = (self._summed(group, only, left, b) for left in (self.a, b))
-        return Grams(*(in_blocks(m, blocks)[here, here] for m in (*both, *own)))
-
-    def _note(self, gap: float | None) -> None:
-        if gap is not None:
-            self.worst_gap = gap if self.worst_gap is None else max(self.worst_gap, gap)
+    def _circuit_size(self, group: Group) -> float:
+        """The size of the circuits of a group in B, so that those of several groups count alike."""
+        one, two = self.products.own(group)
+        return max(float((one * two).sum()), 1e-300)
 
 
 def _add(sums: dict[str, Tensor], tables: Mapping[str, Tensor]) -> None:
@@ -293,15 +275,7 @@ def _add(sums: dict[str, Tensor], tables: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + table if name in sums else table
 
 
-def _circuit_size(descent: MixedDescent, group: Group, only: frozenset[str] | None) -> float:
-    """The size of the circuits of a group in B, so that those of several groups count alike."""
-    assert isinstance(group.structure, Wreath)
-    blocks = torch.arange(group.structure.blocks)
-    one, two = (in_blocks(m, group.structure.blocks)[blocks, blocks] for m in descent._own(group, only))
-    return max(float((one * two).sum()), 1e-300)
-
-
-def _families(spec: SymmetrySpec) -> list[_Family]:
+def _families(spec: SymmetrySpec) -> list[Family]:
     top_of: dict[str, str] = {}
     within: dict[str, list[Group]] = {}
     for group in spec.outer_first():
@@ -311,4 +285,4 @@ def _families(spec: SymmetrySpec) -> list[_Family]:
         else:
             top_of[group.name] = group.name
             within[group.name] = []
-    return [_Family(spec.groups[name], tuple(inner)) for name, inner in within.items()]
+    return [Family(spec.groups[name], tuple(inner)) for name, inner in within.items()]

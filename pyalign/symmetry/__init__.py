@@ -11,6 +11,7 @@ from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
 from pyalign.symmetry.verify import Verification, sound, verify
+from pyalign.symmetry.weightless import weightless
 from pyalign.symmetry.widen import Widening, widen
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "tensors_of",
     "untouched",
     "verify",
+    "weightless",
     "widen",
 ]

@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
@@ -20,6 +22,7 @@ from pyalign.symmetry.groups import FixedAxis
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.absent import is_absent, stand_in
 from pyalign.symmetry.tracing.build import build_spec
 from pyalign.symmetry.tracing.labels import Label
 from pyalign.symmetry.tracing.mixing import Mixing
@@ -46,7 +49,8 @@ def derive(
     used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
 
     Args:
-        model: Any module on any device; it is run on `example_inputs` without gradients.
+        model: Any module on any device; it is run on `example_inputs` without gradients. Its weights may be absent
+            (the meta device, `pyalign.symmetry.weightless`, fake tensors): then a large model takes little memory.
         example_inputs: One batch: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
             A small batch of real or random data will do; its values matter only where they steer control flow.
         within: The largest class that is looked for. By default units are reordered, with signs and scales;
@@ -91,16 +95,18 @@ def _traced(
     """Ties, traces, tied names and notes of as many forward computations as it takes to use every parameter."""
     ties = Ties(mixing=Mixing(active=mixing), rewritten=rewritten)
     sources, aliases = _sources(model, ties, constants)
-    traces = [_run(model, example_inputs, ties, sources, training=False)]
+    example_inputs = map_tensors(example_inputs, stand_in)
+    run = partial(_run, model, ties=ties, sources=sources, constants=constants)
+    traces = [run(example_inputs)]
     notes: list[str] = []
     if _unreached(model, traces, constants):
         try:
-            traces.append(_run(model, example_inputs, ties, sources, training=True))
+            traces.append(run(example_inputs, training=True))
         except DataError as error:
             logger.info("the model does not run in training mode on these inputs: %s", error)
     for seed in range(_EXTRA_TRACES):
         if _unreached(model, traces, constants):
-            traces.append(_run(model, _noisy(example_inputs, seed), ties, sources, training=False))
+            traces.append(run(_noisy(example_inputs, seed), seed=seed + 1))
     unreached = _unreached(model, traces, constants)
     notes += [f"never used in the computation: {', '.join(unreached)}"] if unreached else []
     if unreached:
@@ -168,7 +174,8 @@ def _sources(
     ]
     for n in constants:
         value = dict(model.named_parameters()).get(n)
-        if value is None or (value.numel() and not bool((value == value.reshape(-1)[0]).all())):
+        known = value is not None and not is_absent(value)
+        if value is None or (known and value.numel() and not bool((value == value.reshape(-1)[0]).all())):
             raise InputError(
                 f"{n!r} is no constant",
                 given="no such parameter" if value is None else "entries that differ",
@@ -188,15 +195,25 @@ def _sources(
     return sources, aliases
 
 
-def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, Label]], training: bool) -> Trace:
+def _run(
+    model: nn.Module,
+    inputs: Any,
+    ties: Ties,
+    sources: list[tuple[Tensor, Label]],
+    constants: tuple[str, ...],
+    training: bool = False,
+    seed: int = 0,
+) -> Trace:
     scope = ModuleScope(model)
     given = [(tensor, Label()) for tensor in tensors_of(inputs)]
-    trace = Trace(ties, scope, [*sources, *given])
-    with untouched(model, training), torch.no_grad(), plain_operators(model), scope:
+    trace = Trace(ties, scope, [*sources, *given], [model.get_parameter(n) for n in constants], seed)
+    with untouched(model, training), torch.no_grad(), plain_operators(model), unset_fake_temporarily(), scope:
         try:
             with trace, Escapes(trace):
                 output = call(model, inputs)
         except Exception as error:
+            if trace.absent.seen:
+                raise _without_weights(model, error) from error
             shapes = [tuple(t.shape) for t in tensors_of(inputs)]
             raise DataError(
                 f"the model {type(model).__name__} cannot take these inputs: {error}",
@@ -209,6 +226,17 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
         for plane in trace.planes(tensor):
             ties.pin(np.unique(plane.atoms.numpy()), "output of the model")
     return trace
+
+
+def _without_weights(model: nn.Module, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(
+        f"the model {type(model).__name__} cannot be followed without its weights: {error}",
+        given="weights without numbers (on the meta device, or fake tensors)",
+        expected="control flow that does not depend on the numbers of weights, and inputs that the model takes",
+        do="derive from the model with its weights, or from the same architecture in a smaller size",
+    )
 
 
 def _unreached(model: nn.Module, traces: list[Trace], constants: tuple[str, ...]) -> list[str]:

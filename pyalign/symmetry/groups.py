@@ -105,6 +105,14 @@ class AxisBinding:
         rows = self.rows(tensor)
         return rows.reshape(units, runs * rows.shape[1])
 
+    def totals(self, tensor: Tensor) -> Tensor:
+        """The sum of all entries of `tensor` that belong to each unit, shape (units,)."""
+        if self.blocks > 1:
+            return self.unfold(tensor).sum(1)
+        others = [d for d in range(tensor.dim()) if d != self.axis]
+        along = tensor.sum(others) if others else tensor
+        return along[self.positions.to(tensor.device)].sum(1)
+
     def rows(self, tensor: Tensor) -> Tensor:
         """The entries of the axis that belong to the group, unit after unit, shape (units * runs, features)."""
         here = self.positions.to(tensor.device).reshape(-1)

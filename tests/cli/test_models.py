@@ -152,6 +152,23 @@ def test_hugging_face_folders_go_in_and_out(folders, capsys):
 
 
 @pytest.mark.hf
+def test_folders_are_aligned_by_weights_without_data_or_models(folders, capsys, monkeypatch):
+    pair = ("--a", folders / "a", "--b", folders / "b")
+    before = io.load_model(folders / "b")
+    monkeypatch.setattr(io, "load_model", None)
+    outcome = pyalign(capsys, "align", *pair, "--method", "weight", "--out", folders / "aligned", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json()["written"] == [str(folders / "aligned")]
+    monkeypatch.undo()
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(io.load_model(folders / "aligned")(x).logits, before(x).logits, rtol=1e-4, atol=1e-4)
+    assert "weight matching" in (folders / "aligned" / "README.md").read_text()
+    outcome = pyalign(capsys, "align", *pair, "--method", "activation")
+    assert outcome.code == 2 and "--data is needed" in outcome.err
+
+
+@pytest.mark.hf
 def test_code_in_a_folder_is_run_only_when_asked(folders, capsys, monkeypatch):
     """The folder's own code would write a file; it must not exist without --trust-remote-code."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folders / "cache"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from pyalign.cli.answers import Answer, UsageError, check_file
 from pyalign.cli.data import add_data_options, load_data
 from pyalign.cli.models import add_pair_options, check_output, load_pair, save_model
-from pyalign.matching import ActivationMatching, Method, WeightMatching, align
+from pyalign.matching import ActivationMatching, Method, WeightMatching, align, align_folders
 from pyalign.symmetry import Alignment
 
 __all__ = ["DESCRIPTION", "EXAMPLES", "HELP", "NAME", "add_options", "record_of", "run"]
@@ -17,7 +18,10 @@ NAME = "align"
 HELP = "brings model B into model A's coordinates"
 DESCRIPTION = """\
 Finds the units of model B that correspond to those of model A, verifies that reordering them does not change
-model B's function, and writes the reordered model B."""
+model B's function, and writes the reordered model B.
+
+Two Hugging Face folders are aligned by --method weight without data and without loading either model: the symmetry
+comes from config.json, weights are read and written one tensor at a time, and a model card says what was done."""
 EXAMPLES = (
     "pyalign align --model pyalign.demo:network --a a.safetensors --b b.safetensors --data digits:train \\",
     "    --out b_aligned.safetensors --save alignment.safetensors",
@@ -38,7 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="PATH", help="write the aligned model B, in the form that --b has")
     parser.add_argument("--save", metavar="FILE", help="write the alignment itself (.safetensors)")
-    add_data_options(parser, purpose="what both models see; weight matching uses the first batch only: ")
+    purpose = "what both models see; weight matching uses the first batch only, and needs none for folders: "
+    add_data_options(parser, required=False, purpose=purpose)
 
 
 def run(args: argparse.Namespace) -> Answer:
@@ -46,12 +51,27 @@ def run(args: argparse.Namespace) -> Answer:
     check_output(args.out, args.b)
     check_file(args.save, "--save", (".safetensors",))
     method = _method(args)
+    if _whole_checkpoints(args) and isinstance(method, WeightMatching):
+        alignment = align_folders(args.a, args.b, args.out, method=method, seed=args.seed, progress=args.progress)
+        return _answer(args, alignment)
+    if args.data is None:
+        raise UsageError("--data is needed, except for two Hugging Face folders with --method weight")
     model_a, model_b = load_pair(args)
     data = load_data(args.data, args)
     alignment = align(model_a, model_b, data, method=method, seed=args.seed, progress=args.progress)
     aligned = alignment.apply(model_b)
     if args.out is not None:
         save_model(aligned, args.out, args.b)
+    return _answer(args, alignment)
+
+
+def _whole_checkpoints(args: argparse.Namespace) -> bool:
+    """Whether both models are folders that can be streamed: no factory, no data, no code of theirs."""
+    folders = Path(args.a).is_dir() and Path(args.b).is_dir()
+    return folders and args.model is None and args.data is None and not args.trust_remote_code
+
+
+def _answer(args: argparse.Namespace, alignment: Alignment) -> Answer:
     if args.save is not None:
         alignment.save(args.save)
     written = [path for path in (args.out, args.save) if path is not None]

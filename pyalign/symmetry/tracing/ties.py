@@ -76,6 +76,7 @@ class Ties:
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
+    _bounds: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
     @property
     def atoms(self) -> int:
@@ -101,8 +102,10 @@ class Ties:
 
     def axis_of(self, atoms: IntArray) -> IntArray:
         """Number of the parameter axis of each atom, -1 for atoms of none."""
-        starts = np.array([axis.start for axis in self.axes])
-        ends = np.array([axis.start + axis.size for axis in self.axes])
+        if len(self._bounds[0]) != len(self.axes):
+            starts = np.array([axis.start for axis in self.axes])
+            self._bounds = starts, starts + np.array([axis.size for axis in self.axes])
+        starts, ends = self._bounds
         number = np.searchsorted(starts, atoms, side="right") - 1
         return np.where((number >= 0) & (atoms < ends[number]), number, -1)
 

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
+from pyalign.symmetry.tracing.absent import Absent, storage_of
 from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, compact, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
@@ -62,14 +63,24 @@ class Trace(TorchDispatchMode):
         ties: Where the relations between atoms are collected.
         scope: Tells which module is running.
         sources: Parameters and buffers: tensor -> (label). Other tensors are constants until told otherwise.
+        ones: Constants that are one everywhere, for those without numbers.
+        seed: Of the numbers that are made up where weights are absent.
     """
 
     strict = False
     """Raise errors of rules instead of leaving alone what they touch (for the tests)."""
 
-    def __init__(self, ties: Ties, scope: ModuleScope, sources: Sequence[tuple[Tensor, Label]]) -> None:
+    def __init__(
+        self,
+        ties: Ties,
+        scope: ModuleScope,
+        sources: Sequence[tuple[Tensor, Label]],
+        ones: Sequence[Tensor] = (),
+        seed: int = 0,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ties, self.scope = ties, scope
+        self.absent = Absent(lambda t: self.label(t) is not None, ones, seed)
         self.labels = WeakTensorKeyDictionary()
         self.storages: dict[tuple[Any, ...], Label] = {}
         self.sights: list[Sight] = []
@@ -88,15 +99,17 @@ class Trace(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run the operator, then label what came out."""
-        kwargs = kwargs or {}
+        if func._schema.name.startswith("prim::"):  # fake tensors are asked for their device in this way
+            return func(*args, **(kwargs or {}))
+        args, kwargs = self.absent.constants(args), self.absent.constants(kwargs or {})
         name = func._schema.name.split("::")[1]
         in_place = func._schema.is_mutable and name.endswith("_") and not name.startswith("_")
         seen = args
         if in_place and isinstance(args[0], Tensor) and self.label(args[0]) is None:
             seen = (args[0].clone(), *args[1:])
-        index = self._count(func, name[:-1] if in_place else name)
-        out = func(*args, **kwargs)
         base = name[:-1] if in_place else name
+        index = self._count(func, base)
+        out = self.absent.run(func, base, args, kwargs)
         call = Call(base, func, seen, kwargs, out, self.scope.current[0], index)
         inputs = [t for t in tensors_of([args, kwargs]) if self.label(t) is not None]
         self.used.update(self._sources.get(_geometry(t), 0) for t in inputs)
@@ -337,7 +350,7 @@ _JUDGES = frozenset({"add", "mean", "sum"})
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
     if tensor.layout != torch.strided:
         return (id(tensor),)
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    return (storage_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
 def source_label(ties: Ties, name: str, tensor: Tensor, buffer: bool) -> Label:

@@ -1,0 +1,133 @@
+"""Products of the rows of A with those of B, summed over a group's tensors one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pyalign.matching.assign import Evidence, in_blocks
+from pyalign.matching.nearest import Grams
+from pyalign.matching.pair import Elements, Pair
+from pyalign.symmetry import AxisBinding, Group, Side, Wreath
+
+__all__ = ["Products"]
+
+
+class Products:
+    """What one step of a descent compares, at one set of elements; sums are kept for the step, tensors are not.
+
+    Args:
+        pair: The tensors.
+        elements: Where B stands.
+        only: The tensors that count, None for all.
+    """
+
+    def __init__(self, pair: Pair, elements: Elements, only: frozenset[str] | None = None) -> None:
+        self.pair, self.elements, self.only = pair, elements, only
+        self._both: dict[str, tuple[Tensor, Tensor]] = {}
+        self._own: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def evidence(self, group: Group, mixing: Sequence[Group]) -> Evidence | None:
+        """Similarity of units, without the entries that a mixing group within them compares."""
+        odd = even = None
+        for b, one, two in self.pair.rows(group.name, self.elements, self._uncovered(group, mixing)):
+            if self._covered(b, mixing):
+                continue
+            matrix = (one @ two.T).cpu()
+            if b.side.power:
+                odd = matrix if odd is None else odd + matrix
+            else:
+                even = matrix if even is None else even + matrix
+        if odd is None:
+            return None if even is None else Evidence(torch.zeros_like(even), even)
+        return Evidence(odd, even)
+
+    def both(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Rows of A times rows of B, produced and consumed, each (n, n), float64."""
+        if group.name not in self._both:
+            sums = [torch.zeros(group.size, group.size, dtype=torch.float64) for _ in range(2)]
+            for b, one, two in self._rows(group):
+                sums[_consumed(b)] += (one @ two.T).cpu()
+            self._both[group.name] = sums[0], sums[1]
+        return self._both[group.name]
+
+    def own(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Rows of each block of B times themselves, produced and consumed, each (blocks, d, d), float64."""
+        if group.name not in self._own:
+            blocks, width = _blocks(group), group.size // _blocks(group)
+            sums = [torch.zeros(blocks, width, width, dtype=torch.float64) for _ in range(2)]
+            for b, _, two in self._rows(group):
+                split = two.reshape(blocks, width, -1)
+                sums[_consumed(b)] += (split @ split.mT).cpu()
+            self._own[group.name] = sums[0], sums[1]
+        return self._own[group.name]
+
+    def grams(self, group: Group) -> Grams:
+        """What `nearest` needs when each block of A is compared with the same block of B."""
+        here = torch.arange(_blocks(group))
+        both = [in_blocks(m, len(here))[here, here] for m in self.both(group)]
+        return Grams(both[0], both[1], *self.own(group))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tensors that count."""
+        return frozenset(self.pair.names) if self.only is None else self.only
+
+    @property
+    def states(self) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """A, and B as it stands, as mappings that read a tensor whenever it is asked for."""
+        return _Side(self, 0), _Side(self, 1)
+
+    def by_unit(self, group: Group, perm: Tensor) -> Grams:
+        """The same for units, each a block of its own: unit i of A is compared with unit perm[i] of B."""
+        sums = torch.zeros(4, group.size, dtype=torch.float64)
+        for b, one, two in self._rows(group):
+            two = two.index_select(0, perm.to(two.device))
+            sums[_consumed(b)] += (one * two).sum(1).cpu()
+            sums[2 + _consumed(b)] += two.square().sum(1).cpu()
+        return Grams(*sums[:, :, None, None])
+
+    def _rows(self, group: Group) -> Iterator[tuple[AxisBinding, Tensor, Tensor]]:
+        rows = self.pair.rows(group.name, self.elements, self.only, precise=True)
+        return (entry for entry in rows if entry[0].side.power or group.kind.mixes)
+
+    def _uncovered(self, group: Group, mixing: Sequence[Group]) -> frozenset[str]:
+        """The tensors on which some entries of the group are not compared by a mixing group."""
+        found = self.pair.of(group.name, self.only).items()
+        return frozenset(name for name, on in found if not all(self._covered(b, mixing) for b in on))
+
+    def _covered(self, binding: AxisBinding, mixing: Sequence[Group]) -> bool:
+        """Whether groups that mix units within those of the binding own all of its entries."""
+        inside = [
+            c.positions.reshape(-1)
+            for g in mixing
+            for c in self.pair.spec.of(g.name)
+            if (c.tensor, c.axis) == (binding.tensor, binding.axis)
+        ]
+        return bool(inside) and bool(torch.isin(binding.positions, torch.cat(inside)).all())
+
+
+class _Side(Mapping[str, Tensor]):
+    """The tensors of one of the two models, where they stand."""
+
+    def __init__(self, products: Products, which: int) -> None:
+        self._products, self._which = products, which
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._products.pair.both(name, self._products.elements, precise=True)[self._which]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._products.names)
+
+    def __len__(self) -> int:
+        return len(self._products.names)
+
+
+def _blocks(group: Group) -> int:
+    return group.structure.blocks if isinstance(group.structure, Wreath) else 1
+
+
+def _consumed(binding: AxisBinding) -> int:
+    return 1 if binding.side is Side.CONTRAVARIANT else 0

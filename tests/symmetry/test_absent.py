@@ -1,0 +1,120 @@
+"""Models without their weights: the same symmetry as with them, little memory, and clear words where it cannot be."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pyalign import derive
+from pyalign.errors import DataError
+from pyalign.symmetry import Kind, state_of, weightless
+
+IDS = {"input_ids": torch.arange(24).reshape(1, 24), "use_cache": False}
+BODY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+WORDS = {**BODY, "vocab_size": 40, "num_key_value_heads": 2}
+CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "Llama": ("ForCausalLM", WORDS, IDS),
+    "GPT2": ("LMHeadModel", {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 4, "n_positions": 32}, IDS),
+    "ViT": ("ForImageClassification", {**BODY, "image_size": 8, "patch_size": 4}, torch.randn(2, 3, 8, 8)),
+    "ResNet": (
+        "ForImageClassification", {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1]},
+        torch.randn(2, 3, 32, 32),
+    ),
+    "Mixtral": ("ForCausalLM", {**WORDS, "num_local_experts": 4, "num_experts_per_tok": 2}, IDS),
+}  # fmt: skip
+
+
+def made(name: str) -> tuple[Any, Any]:
+    transformers = pytest.importorskip("transformers")
+    kind, options, inputs = CASES[name]
+    config = getattr(transformers, f"{name}Config")(**options)
+    return lambda: getattr(transformers, name + kind)(config).eval(), inputs
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", CASES)
+def test_the_spec_is_that_of_the_model_with_weights(name: str) -> None:
+    build, inputs = made(name)
+    torch.manual_seed(0)
+    real = derive(build(), inputs, within=Kind.INVERTIBLE)
+    with torch.device("meta"):
+        bare = build()
+    found = derive(bare, inputs, within=Kind.INVERTIBLE)
+    assert found.fingerprint == real.fingerprint
+    assert [s.key for s in found.sites] == [s.key for s in real.sites]
+    assert all(t.device.type == "meta" for t in bare.parameters())
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_a_llama_of_32_layers_is_derived_in_under_a_minute() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
+    with weightless():
+        model = transformers.LlamaForCausalLM(config)
+    began = time.process_time()
+    spec = derive(model, {"input_ids": torch.arange(8)[None], "use_cache": False}, within=Kind.INVERTIBLE)
+    assert time.process_time() - began < 60
+    # the stream; in each layer the heads, matrices within them for keys and for values, and the inner units
+    assert len(spec.groups) == 1 + 32 * 4
+    assert sum(g.size for g in spec.groups.values()) == 4096 + 32 * (32 + 2 * 4096 + 11008)
+
+
+class Counted(nn.Module):
+    """Reads a table of whole numbers, as relative positions and BERT do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(6, 8)
+        self.first, self.tied, self.out = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.out.weight = self.tied.weight
+        self.last = nn.Linear(8, 2)
+        self.register_buffer("order", torch.arange(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x) + self.places(self.order[: x.shape[1]]))
+        return self.last(torch.relu(self.out(torch.relu(self.tied(x)))))
+
+
+def test_weightless_models_keep_their_tables_and_their_ties() -> None:
+    real, x = Counted(), torch.randn(2, 4, 3)
+    with weightless():
+        bare = Counted()
+    assert derive(bare, x).fingerprint == derive(real, x).fingerprint
+    assert bare.out.weight is bare.tied.weight and bare.order.device.type == "cpu"
+    assert {n: t.shape for n, t in state_of(bare).items()} == {n: t.shape for n, t in state_of(real).items()}
+    assert nn.Linear(2, 2).weight.device.type == "cpu"
+    with torch.device("meta"):
+        bare = Counted()
+    with pytest.raises(DataError, match="weightless"):
+        derive(bare, x)
+
+
+def test_fake_tensors_and_absent_inputs_will_do() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 2))
+
+    x = torch.randn(2, 3, 8, 8)
+    real = derive(build(), x)
+    with FakeTensorMode():
+        fake, fake_x = build(), torch.randn(2, 3, 8, 8)
+    assert derive(fake, x).fingerprint == derive(fake, fake_x).fingerprint == real.fingerprint
+    with torch.device("meta"):
+        bare, bare_x = build(), torch.randn(2, 3, 8, 8)
+    assert derive(bare, bare_x).fingerprint == real.fingerprint
+
+
+def test_control_flow_by_weights_is_refused_with_what_to_do() -> None:
+    class Fickle(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(self.weight.sum()) > 0 else x
+
+    with weightless():
+        model = Fickle(3, 3)
+    with pytest.raises(DataError, match=r"cannot be followed without its weights.*derive from the model with its"):
+        derive(model, torch.randn(2, 3))
