@@ -28,10 +28,12 @@ class Projection:
         soft: Doubly stochastic matrices while learning, and the nearest permutation at the end; else permutations all
             the time, with the gradient straight through.
         temperature: Of the doubly stochastic matrices.
+        lead: What entries of the latent that stand for the start are ahead of all others.
     """
 
     soft: bool = False
     temperature: float = 1.0
+    lead: float = 1.0
 
 
 class Latent:
@@ -97,7 +99,7 @@ class Order(Latent):
         self.projection = projection
         self.signs = group.kind.signs and not projection.soft
         # At this start the soft matrices keep 99 % on the diagonal.
-        margin = projection.temperature * float(torch.log(torch.tensor(99.0 * d))) if projection.soft else 1.0
+        margin = projection.temperature * float(torch.log(torch.tensor(99.0 * d))) if projection.soft else projection.lead
         self.latent = (margin * torch.eye(d).to(like)).repeat(k, 1, 1).requires_grad_()
         self.parameters["order"] = self.latent
         if group.kind.scales:

@@ -53,6 +53,8 @@ class LearnedMatching:
             weight matching.
         projector: "assignment", or "sinkhorn": doubly stochastic matrices while learning, rounded at the end.
         temperature: Of Sinkhorn's scaling.
+        lead: How far ahead the start is in the latents of permutations: the smaller, the sooner they change (a step of
+            Adam moves an entry by about `lr`).
         held: Held-out batches that decide which latents are kept, never worse than the start; None: the mean loss over
             each window of steps decides.
         window: Steps between decisions.
@@ -82,6 +84,7 @@ class LearnedMatching:
     permutations: bool = True
     projector: str = "assignment"
     temperature: float = 1.0
+    lead: float = 1.0
     held: Iterable[Any] | None = None
     window: int = 50
     checkpoint: str | os.PathLike[str] | None = None
@@ -92,11 +95,11 @@ class LearnedMatching:
     def __post_init__(self) -> None:
         if self.projector not in PROJECTORS:
             raise InputError("unknown projector", given=repr(self.projector), expected=" or ".join(PROJECTORS))
-        if not self.temperature > 0 or isinstance(self.window, bool) or self.window < 1:
+        if not min(self.temperature, self.lead) > 0 or isinstance(self.window, bool) or self.window < 1:
             raise InputError(
                 "settings that cannot be",
-                given=f"temperature={self.temperature!r}, window={self.window!r}",
-                expected="a temperature above 0, a window of 1 step or more",
+                given=f"temperature={self.temperature!r}, lead={self.lead!r}, window={self.window!r}",
+                expected="a temperature and a lead above 0, a window of 1 step or more",
             )
         sampler_of(self.t)
 
@@ -116,7 +119,7 @@ class LearnedMatching:
         start = self._start(problem)
         started = time.perf_counter()
         like = next(p for p in problem.model_b.parameters() if p.is_floating_point())
-        projection = Projection(self.projector == "sinkhorn", self.temperature)
+        projection = Projection(self.projector == "sinkhorn", self.temperature, self.lead)
         latents, held = latents_of(problem.spec, like.detach(), permutations=self.permutations, projection=projection)
         objective = LearnedObjective(
             problem.spec, problem.model_a, start.apply(problem.model_b), latents, sampler=sampler_of(self.t),
