@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups, in_blocks
 from pyalign.matching.nearest import Grams, circuit_table, gain_table, nearest
+from pyalign.matching.nested import Nested, carriers, flat
 from pyalign.symmetry import (
     BlockLinear,
     Group,
@@ -152,16 +153,14 @@ class MixedDescent:
         """Elements by which a family may move from where it is."""
         mixing = [g for g in family.inner if g.kind.mixes]
         if family.top.kind.mixes:
-            grams = self._grams(family.top, 1, None, only)
+            grams = self._grams(family.top, 1, self.b, only)
             return [{family.top.name: BlockLinear(nearest(grams, family.top.kind), family.top.kind)}]
         orders = self._orders(family, mixing, only)
         proposals = []
         for order in orders:
             elements: Elements = dict(order)
             for group in mixing:
-                outer = elements[family.top.name]
-                assert isinstance(outer, ScaledPermutation)
-                elements[group.name] = self._within(group, outer.perm, only)
+                elements[group.name] = self._within(group, order, only)
             proposals.append(elements)
         return proposals + self._scaled(family, orders, only)
 
@@ -172,20 +171,42 @@ class MixedDescent:
             solution = assign_groups(plain, evidence, self.signs, self.backend)
             self._note(solution.worst_gap)
             return [dict(solution.elements)]
-        gains, circuits = [], []
-        for group in mixing:
-            assert isinstance(group.structure, Wreath)
-            one, two = (in_blocks(m, group.structure.blocks) for m in self._products(group, only))
-            gains.append(gain_table(one, two, group.kind))
-            circuits.append(circuit_table(one, two, group.kind) / _circuit_size(self, group, only))
         answers: list[Elements] = [{g.name: following(g, self._identity(family)) for g in plain}]
-        for table in (torch.stack(gains).sum(0), torch.stack(circuits).sum(0)):
-            own = evidence.get(family.top.name)
-            with_own = Evidence(table if own is None else table + own.gain(False))
-            solution = assign_groups(plain, {**evidence, family.top.name: with_own}, False, self.backend)
+        for tables in self._tables(family, plain, mixing, only):
+            known = dict(evidence)
+            for name, table in tables.items():
+                own = evidence.get(name)
+                known[name] = Evidence(table if own is None else table + own.gain(False))
+            solution = assign_groups(plain, known, False, self.backend)
             self._note(solution.worst_gap)
             answers.append(dict(solution.elements))
         return answers
+
+    def _tables(
+        self, family: _Family, plain: Sequence[Group], mixing: Sequence[Group], only: frozenset[str] | None
+    ) -> list[dict[str, Tensor]]:
+        """What the mixing groups say of the order of blocks, and of units that change places within them.
+
+        One answer by the gain of the best matrices, one by circuits, and one by the rows of units as they stand.
+        """
+        names = frozenset(self.a) if only is None else only
+        gains: dict[str, Tensor] = {}
+        circuits: dict[str, Tensor] = {}
+        plainly: dict[str, Tensor] = {}
+        for group in mixing:
+            assert isinstance(group.structure, Wreath)
+            carried = carriers(self.spec, group, [g for g in plain if g is not family.top])
+            if carried:
+                nested = Nested(self.spec, group, carried, names)
+                outer, inner = nested.gains(self.a, self.b)
+                _add(gains, {family.top.name: outer, **{n: flat(t) for n, t in inner.items()}})
+                _add(circuits, {n: flat(t) for n, t in nested.circuits(self.a, self.b).items()})
+                _add(plainly, {n: flat(t) for n, t in nested.plain(self.a, self.b).items()})
+                continue
+            one, two = (in_blocks(m, group.structure.blocks) for m in self._products(group, only))
+            _add(gains, {family.top.name: gain_table(one, two, group.kind)})
+            _add(circuits, {family.top.name: circuit_table(one, two, group.kind) / _circuit_size(self, group, only)})
+        return [gains, circuits, plainly] if plainly else [gains, circuits]
 
     def _identity(self, family: _Family) -> Elements:
         elements: Elements = {}
@@ -193,10 +214,14 @@ class MixedDescent:
             elements[group.name] = following(group, elements)
         return elements
 
-    def _within(self, group: Group, perm: Tensor, only: frozenset[str] | None) -> BlockLinear:
+    def _within(self, group: Group, order: Elements, only: frozenset[str] | None) -> BlockLinear:
         assert isinstance(group.structure, Wreath)
-        grams = self._grams(group, group.structure.blocks, perm, only)
-        return BlockLinear(nearest(grams, group.kind), group.kind, perm)
+        outer = order[group.structure.outer]
+        assert isinstance(outer, ScaledPermutation)
+        names = dict.fromkeys(b.tensor for b in self.spec.of(group.name) if b.tensor in self.b)
+        moved = {n: act(self.b[n], self.spec.on(n), order) for n in names}
+        grams = self._grams(group, group.structure.blocks, moved, only)
+        return BlockLinear(nearest(grams, group.kind), group.kind, outer.perm)
 
     def _scaled(self, family: _Family, orders: Sequence[Elements], only: frozenset[str] | None) -> list[Elements]:
         """The same orders with the best factors, for a flat group that may scale its units."""
@@ -252,16 +277,20 @@ class MixedDescent:
                 sums[side] += (b.unfold(left[b.tensor]) @ b.unfold(right[b.tensor]).T).cpu()
         return sums[0], sums[1]
 
-    def _grams(self, group: Group, blocks: int, perm: Tensor | None, only: frozenset[str] | None) -> Grams:
-        """What `nearest` needs when block k of A is compared with block perm[k] of B."""
-        order = torch.arange(blocks) if perm is None else perm
-        both = [in_blocks(m, blocks)[torch.arange(blocks), order] for m in self._products(group, only)]
-        own = [in_blocks(m, blocks)[order, order] for m in self._own(group, only)]
-        return Grams(both[0], both[1], own[0], own[1])
+    def _grams(self, group: Group, blocks: int, b: Mapping[str, Tensor], only: frozenset[str] | None) -> Grams:
+        """What `nearest` needs when each block of A is compared with the same block of `b`."""
+        here = torch.arange(blocks)
+        both, own = (self._summed(group, only, left, b) for left in (self.a, b))
+        return Grams(*(in_blocks(m, blocks)[here, here] for m in (*both, *own)))
 
     def _note(self, gap: float | None) -> None:
         if gap is not None:
             self.worst_gap = gap if self.worst_gap is None else max(self.worst_gap, gap)
+
+
+def _add(sums: dict[str, Tensor], tables: Mapping[str, Tensor]) -> None:
+    for name, table in tables.items():
+        sums[name] = sums[name] + table if name in sums else table
 
 
 def _circuit_size(descent: MixedDescent, group: Group, only: frozenset[str] | None) -> float:

@@ -50,28 +50,29 @@ class Grams:
 def nearest(grams: Grams, kind: Kind) -> Tensor:
     """Matrices of a class that minimise the distance, shape (k, d, d), never worse than the identity.
 
-    Orthogonal: the polar factor, exact. Invertible and scaled rotations: the best of the identity, the polar factor
-    and the two least-squares answers, improved by Gauss-Newton steps (a Sylvester equation each) that are taken only
-    where they help. Factors of single units are invertible matrices of size one.
+    Orthogonal and centred: the polar factor, exact. Invertible and scaled rotations: the best of the identity, the
+    polar factor and the two least-squares answers, improved by Gauss-Newton steps (a Sylvester equation each) that are
+    taken only where they help. Factors of single units are invertible matrices of size one.
 
     Args:
         grams: What is compared.
-        kind: ORTHOGONAL, INVERTIBLE, ROTATION, or POSITIVE (size one).
+        kind: ORTHOGONAL, CENTRED, INVERTIBLE, ROTATION, or POSITIVE (size one).
     """
     k, d = grams.produced.shape[:2]
     if kind is Kind.ROTATION:
         grams = Grams(*(_pair_blocks(m) for m in vars(grams).values()))
     eye = torch.eye(grams.produced.shape[-1], dtype=torch.float64).expand_as(grams.produced)
-    isometry = BlockLinear.best(grams.produced + grams.consumed, Kind.ORTHOGONAL if kind is not Kind.ROTATION else kind)
+    class_of = kind if kind in (Kind.ROTATION, Kind.CENTRED) else Kind.ORTHOGONAL
+    isometry = BlockLinear.best(grams.produced + grams.consumed, class_of)
     options = [eye, isometry.matrices]
-    if kind is not Kind.ORTHOGONAL:
+    if not kind.isometric:
         solved = _solved(grams.produced, grams.own_produced, kind), _solved(grams.consumed, grams.own_consumed, kind)
         options += [solved[0], _inverse(solved[1]).mT]
     if kind is Kind.POSITIVE:
         options = [torch.where(o > 0, o, 1.0) for o in options]
     costs = torch.stack([grams.cost(option) for option in options])
     t = torch.stack(options)[costs.argmin(0), torch.arange(len(eye))]
-    if kind is not Kind.ORTHOGONAL:
+    if not kind.isometric:
         t = _improved(grams, t, kind)
     return t if kind is not Kind.ROTATION else from_pairs(pairs_of(t).reshape(k, d // 2))
 

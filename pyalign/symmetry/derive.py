@@ -81,15 +81,15 @@ def derive(
 
 def solved(model: nn.Module, example_inputs: Any) -> tuple[Ties, Units]:
     """What a trace of a model collects, and its units (for rewrites that follow scales)."""
-    ties = _traced(model, example_inputs, False, ())[0]
+    ties = _traced(model, example_inputs, False, (), rewritten=True)[0]
     return ties, solve_units(ties)
 
 
 def _traced(
-    model: nn.Module, example_inputs: Any, mixing: bool, constants: tuple[str, ...]
+    model: nn.Module, example_inputs: Any, mixing: bool, constants: tuple[str, ...], rewritten: bool = False
 ) -> tuple[Ties, list[Trace], dict[str, str], list[str]]:
     """Ties, traces, tied names and notes of as many forward computations as it takes to use every parameter."""
-    ties = Ties(mixing=Mixing(active=mixing))
+    ties = Ties(mixing=Mixing(active=mixing), rewritten=rewritten)
     sources, aliases = _sources(model, ties, constants)
     traces = [_run(model, example_inputs, ties, sources, training=False)]
     notes: list[str] = []

@@ -1,7 +1,16 @@
-"""Scales of RMSNorm moved into the weights that read them, so that the stream before may be turned as a whole.
+"""Scales of norms moved into the weights that read them, so that the stream before may be turned as a whole.
 
 A norm without mean, x / |x|, commutes with every orthogonal matrix; its scale does not. Multiplying the columns of all
 readers by the scale and setting the scale to one changes no output (Theus et al. 2025, section 3).
+
+Theus et al. turn a LayerNorm into an RMSNorm: the mean is taken out of every writer of the stream, the scale and the
+shift go into the readers. Here the LayerNorm stays, so that the model keeps its class and its checkpoints load:
+subtracting the mean commutes with the orthogonal matrices that leave the vector of ones where it is, so nothing needs
+to be centred; and the shift, divided by the scale, is one more vector that is added to the stream's coordinates and
+turns with them, so readers without a bias (a tied or bare head) need none. All that is lost is the one dimension of the
+mean, which no LayerNorm lets through: the class is `Kind.CENTRED` instead of `Kind.ORTHOGONAL`.
+
+A scale that is stored as its difference from one (Gemma) is set to zero.
 """
 
 from __future__ import annotations
@@ -32,6 +41,8 @@ class Folding:
         model: The folded model: same class, same function.
         scales: The scales that were folded, by name, as they were.
         readers: For each folded scale the (tensor, axis) that took it up.
+        shifts: For the scale of a LayerNorm its bias, which was divided by it.
+        offsets: For each scale what is added to the stored value.
         untied: Names that shared a tensor before and have one of their own now.
         notes: Scales that were left, and why.
     """
@@ -39,12 +50,14 @@ class Folding:
     model: nn.Module
     scales: dict[str, Tensor]
     readers: dict[str, tuple[tuple[str, int], ...]]
+    shifts: dict[str, str] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)
     untied: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
     def constants(self) -> tuple[str, ...]:
-        """The parameters that are one everywhere now: `derive(model, inputs, constants=...)`."""
+        """The parameters that are constant now: `derive(model, inputs, constants=...)`."""
         return tuple(self.scales)
 
     def unfold(self) -> nn.Module:
@@ -52,15 +65,18 @@ class Folding:
         model = copy.deepcopy(self.model)
         state = state_of(model)
         with torch.no_grad():
-            for name, scale in self.scales.items():
+            for name, stored in self.scales.items():
+                scale = stored.double() + self.offsets[name]
                 for tensor, axis in self.readers[name]:
-                    _multiply(state[tensor], axis, 1 / scale.double())
-                state[name].copy_(scale)
+                    _multiply(state[tensor], axis, 1 / scale)
+                if name in self.shifts:
+                    _multiply(state[self.shifts[name]], 0, scale)
+                state[name].copy_(stored)
         return model
 
 
 def fold(model: nn.Module, example_inputs: Any) -> Folding:
-    """Fold the scales of RMSNorms into their readers.
+    """Fold the scales of RMSNorms and LayerNorms into their readers.
 
     Which weights read a scale is found in the computation: those that may be divided by what the scale is multiplied
     by. A scale is folded if nothing but it and its readers would change, and if none of its entries is zero. An output
@@ -98,38 +114,63 @@ def fold(model: nn.Module, example_inputs: Any) -> Folding:
             copied = copy.deepcopy(model)
     state, scales = state_of(copied), {}
     with torch.no_grad():
-        for name, readers in found.items():
+        for name, one in found.items():
             scales[name] = state[name].detach().clone()
-            for tensor, axis in readers:
-                _multiply(state[tensor], axis, scales[name].double())
-            state[name].fill_(1)
-    notes = tuple(f"{name} stays: {why}" for name, why in left.items())
-    return Folding(copied, scales, {n: tuple(r) for n, r in found.items()}, untied, notes)
+            factor = scales[name].double() + one.offset
+            for tensor, axis in one.readers:
+                _multiply(state[tensor], axis, factor)
+            if one.shift:
+                _multiply(state[one.shift], 0, 1 / factor)
+            state[name].fill_(1 - one.offset)
+    return Folding(
+        copied,
+        scales,
+        {n: one.readers for n, one in found.items()},
+        {n: one.shift for n, one in found.items() if one.shift},
+        {n: one.offset for n, one in found.items()},
+        untied,
+        tuple(f"{name} stays: {why}" for name, why in left.items()),
+    )
 
 
-def _foldable(model: nn.Module, inputs: Any) -> tuple[dict[str, list[tuple[str, int]]], dict[str, str]]:
-    """The readers of every scale that can be folded, and why others cannot."""
+@dataclass(frozen=True)
+class _Found:
+    """A scale that can be folded: who reads it, the bias added after it, what is added to the stored value."""
+
+    readers: tuple[tuple[str, int], ...]
+    shift: str = ""
+    offset: float = 0.0
+
+
+def _foldable(model: nn.Module, inputs: Any) -> tuple[dict[str, _Found], dict[str, str]]:
+    """The scales that can be folded, and why others cannot."""
     ties, units = solved(model, inputs)
     scales, state = Scales(ties, units), state_of(model)
+    shifts = {int(a.reshape(-1)[0]): int(b.reshape(-1)[0]) for a, b in ties.shifts}
     at: dict[int, set[int]] = defaultdict(set)
     for number, axis in enumerate(ties.axes):
         for node in np.unique(scales.node[axis.start : axis.start + axis.size]).tolist():
             at[node].add(number)
-    found: dict[str, list[tuple[str, int]]] = {}
+    found: dict[str, _Found] = {}
     left: dict[str, str] = {}
     for axis in ties.axes:
         if axis.buffer or axis.blocks > 1 or len(state[axis.tensor].shape) != 1:
             continue
-        atoms = np.arange(axis.start, axis.start + axis.size)
+        atoms, offset = ties.offsets.get(axis.start, (np.arange(axis.start, axis.start + axis.size), 0.0))
+        if int(atoms[0]) not in ties.factors:
+            continue
         produced, consumed = ({n for a in nodes for n in at[int(a)]} for nodes in _nodes(scales, atoms))
-        if any(ties.axes[n] is not axis for n in produced - consumed):
-            continue  # a bias, or the scale of a norm with a bias
+        others = {n for n in produced - consumed if ties.axes[n] is not axis}
+        shift = next((ties.axes[n] for n in others if shifts.get(axis.start) == ties.axes[n].start), None)
+        if any(ties.axes[n] is not shift for n in others):
+            continue  # a bias, or the scale of a norm of something else
         readers = [ties.axes[n] for n in sorted(consumed)]
-        why = _obstacle(scales, atoms, readers, state[axis.tensor])
+        why = _obstacle(scales, atoms, readers, state[axis.tensor] + offset)
         if why:
             left[axis.tensor] = why
         elif readers:
-            found[axis.tensor] = [(r.tensor, r.axis) for r in readers]
+            bound = tuple((r.tensor, r.axis) for r in readers)
+            found[axis.tensor] = _Found(bound, "" if shift is None else shift.tensor, offset)
     return found, left
 
 

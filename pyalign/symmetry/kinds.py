@@ -11,9 +11,10 @@ class Kind(str, Enum):
     """The largest class of transforms that leaves the function unchanged on a group's axis.
 
     `PERMUTATION < SIGNED < SCALED` and `PERMUTATION < POSITIVE < SCALED`; `SIGNED < ORTHOGONAL < INVERTIBLE` and
-    `SCALED < INVERTIBLE`; `ROTATION` (a positive factor and an angle for each pair of units, as rotary embeddings
-    leave free) lies in `INVERTIBLE` and meets the other classes in `IDENTITY` only. A group that nothing may move
-    is `IDENTITY`.
+    `SCALED < INVERTIBLE`; `PERMUTATION < CENTRED < ORTHOGONAL`, where CENTRED are the orthogonal matrices that leave
+    the vector of ones where it is (LayerNorm subtracts the mean); `ROTATION` (a positive factor and an angle for each
+    pair of units, as rotary embeddings leave free) lies in `INVERTIBLE` and meets the other classes in `IDENTITY` only.
+    A group that nothing may move is `IDENTITY`.
 
     Example:
         >>> Kind.SIGNED & Kind.POSITIVE
@@ -28,6 +29,7 @@ class Kind(str, Enum):
     POSITIVE = "positive-scaled permutation"
     SCALED = "scaled permutation"
     ROTATION = "scaled rotation of pairs"
+    CENTRED = "centred orthogonal"
     ORTHOGONAL = "orthogonal"
     INVERTIBLE = "invertible"
 
@@ -44,12 +46,17 @@ class Kind(str, Enum):
     @property
     def mixes(self) -> bool:
         """Whether units become sums of units: an element is a matrix, not a reordering."""
-        return self in (Kind.ROTATION, Kind.ORTHOGONAL, Kind.INVERTIBLE)
+        return self in (Kind.ROTATION, Kind.CENTRED, Kind.ORTHOGONAL, Kind.INVERTIBLE)
+
+    @property
+    def isometric(self) -> bool:
+        """Whether its matrices are their own inverse transposes."""
+        return self in (Kind.CENTRED, Kind.ORTHOGONAL)
 
     def __and__(self, other: Kind) -> Kind:
         """The largest class inside both (their meet)."""
         for one, two in ((self, other), (other, self)):
-            if one is two or two is Kind.INVERTIBLE:
+            if one is two or two is Kind.INVERTIBLE or (one is Kind.CENTRED and two is Kind.ORTHOGONAL):
                 return one
         if Kind.IDENTITY in (self, other) or Kind.ROTATION in (self, other):
             return Kind.IDENTITY

@@ -24,7 +24,7 @@ class BlockLinear:
 
     Args:
         matrices: Shape (k, d, d), float64: one matrix for each of k blocks of d units.
-        kind: ORTHOGONAL, INVERTIBLE or ROTATION.
+        kind: ORTHOGONAL, CENTRED, INVERTIBLE or ROTATION.
         perm: Which block comes to each place, shape (k,), int64, or None where each stays.
 
     Raises:
@@ -64,8 +64,9 @@ class BlockLinear:
         m = self.matrices
         if not m.numel():
             return 0.0
-        if self.kind is Kind.ORTHOGONAL:
-            return float((m @ m.mT - torch.eye(m.shape[1], dtype=m.dtype)).abs().max())
+        if self.kind.isometric:
+            mean = (m.sum(2) - 1).abs().max() if self.kind is Kind.CENTRED else torch.zeros(())
+            return max(float((m @ m.mT - torch.eye(m.shape[1], dtype=m.dtype)).abs().max()), float(mean))
         if self.kind is Kind.ROTATION:
             return float("inf") if m.shape[1] % 2 else float((m - from_pairs(pairs_of(m))).abs().max())
         return 0.0 if bool((torch.linalg.slogdet(m).logabsdet > -1e30).all()) else float("inf")
@@ -105,6 +106,8 @@ class BlockLinear:
         if kind is Kind.ROTATION:
             angle, size = torch.rand(2, blocks, width // 2, generator=generator, dtype=torch.float64)
             return cls(from_pairs(torch.polar(torch.exp2(2 * size - 1), 2 * torch.pi * angle)), kind, perm)
+        if kind is Kind.CENTRED:
+            return cls(_off_ones(_random_orthogonal(blocks, width - 1, generator)), kind, perm)
         matrices = _random_orthogonal(blocks, width, generator)
         if kind is Kind.INVERTIBLE:
             size = torch.rand(blocks, width, 1, generator=generator, dtype=torch.float64)
@@ -116,6 +119,7 @@ class BlockLinear:
         r"""The isometry of a class that maximises \(\sum_i \langle T_i, C_i \rangle\).
 
         Orthogonal (and the isometries of the invertible class): the polar factor \(U V^\top\) of \(C = U S V^\top\).
+        Centred: that of \(C\) on the vectors without mean, and the identity on the vector of ones.
         Pairs: the closed-form angle \(\varphi = \mathrm{atan2}(C_{21} - C_{12}, C_{11} + C_{22})\).
 
         Args:
@@ -128,13 +132,17 @@ class BlockLinear:
             numbers = pairs_of(c)
             size = numbers.abs()
             return cls(from_pairs(torch.where(size > 0, numbers / size.clamp_min(1e-300), 1.0 + 0j)), kind, perm)
+        if kind is Kind.CENTRED:
+            basis = _centred_basis(c.shape[-1])
+            u, _, vt = torch.linalg.svd(basis.mT @ c @ basis)
+            return cls(_off_ones(u @ vt), kind, perm)
         u, _, vt = torch.linalg.svd(c)
         return cls(u @ vt, kind, perm)
 
     def inverse(self) -> BlockLinear:
         """The element that undoes this one."""
         back = self.order.argsort()
-        m = self.matrices.mT if self.kind is Kind.ORTHOGONAL else torch.linalg.inv(self.matrices)
+        m = self.matrices.mT if self.kind.isometric else torch.linalg.inv(self.matrices)
         return BlockLinear(m[back], self.kind, back)
 
     def __matmul__(self, first: BlockLinear) -> BlockLinear:
@@ -153,7 +161,7 @@ class BlockLinear:
             placed: The blocks are where they belong already: only multiply.
         """
         m = self.matrices
-        if power == -1 and self.kind is not Kind.ORTHOGONAL:
+        if power == -1 and not self.kind.isometric:
             m = torch.linalg.inv(m).mT
         split = rows.to(torch.float64).reshape(self.blocks, m.shape[1], -1)
         if not placed:
@@ -188,6 +196,21 @@ def from_pairs(numbers: Tensor) -> Tensor:
     m[:, 2 * f + 1, 2 * f] = numbers.imag
     m[:, 2 * f, 2 * f + 1] = -numbers.imag
     return m
+
+
+def _centred_basis(width: int) -> Tensor:
+    """An orthonormal basis of the vectors without mean, shape (width, width - 1), float64 (Helmert's)."""
+    n = torch.arange(1, width, dtype=torch.float64)
+    basis = torch.triu(torch.ones(width, width - 1, dtype=torch.float64))
+    basis[torch.arange(1, width), torch.arange(width - 1)] = -n
+    return basis / (n * (n + 1)).sqrt()
+
+
+def _off_ones(inner: Tensor) -> Tensor:
+    """Matrices on the vectors without mean as matrices that fix the ones, shape (k, d - 1, d - 1) -> (k, d, d)."""
+    width = inner.shape[-1] + 1
+    basis = _centred_basis(width)
+    return torch.as_tensor(basis @ inner @ basis.mT + torch.full((width, width), 1 / width, dtype=torch.float64))
 
 
 def _random_orthogonal(blocks: int, width: int, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,8 @@ in the same way; all others tie atoms to each other, or to the fixed atom 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -67,12 +67,15 @@ class Label:
         random: It is noise, which knows no order of units.
         leaks: Planes of units whose numbers the tensor holds (argmax); using it pins them.
         pending: What was done last, where the next operator decides whether units may be mixed.
+        repeats: Which repetition of one value each entry is, where values were repeated along an axis: int64, size 1
+            along all other axes.
     """
 
     planes: tuple[Plane, ...] = ()
     random: bool = False
     leaks: tuple[Plane, ...] = ()
     pending: Pending | None = None
+    repeats: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +86,14 @@ class Operand:
         planes: Planes in the axes of the index space.
         fixed: Axes along which the values differ in a way no plane explains.
         zero: Whether all values are zero.
+        places: For axes of `fixed` along which values are repeated, which places have the same value (numbers of shape
+            (length of the axis,)); along others every place has its own.
     """
 
     planes: tuple[Plane, ...]
     fixed: frozenset[int] = frozenset()
     zero: bool = False
+    places: Mapping[int, IntArray] = field(default_factory=dict)
 
 
 def compact(atoms: Tensor) -> Tensor:

@@ -35,12 +35,15 @@ class Scales:
             self.limit[nodes] = number
         own_inverse = self.node[:n] == self.node[n:]
         self.scales[self.node[:n][own_inverse]] = False
+        self.shared = self._shared_by_units()
 
     def of(self, c: Class) -> tuple[Kind, str, dict[int, int]]:
         """Kind of a class, what stands in the way of a larger one, and the exponent of the factor for each atom."""
         atoms = self._parameter_atoms(c)
         node, inverse = self.node[atoms], self.node[atoms + self.count]
         best = self._generator(node[0], inverse[0], self.ties.axis_of(atoms[0]) >= 0)
+        if best is not None and self.shared[node[:, best]].any():
+            return Kind.PERMUTATION, "its signs and scales are those of other units too", {}
         if best is None:
             return Kind.PERMUTATION, next(filter(None, map(self.reason, node[0].tolist())), ""), {}
         own = node[:, best : best + 1]
@@ -51,6 +54,19 @@ class Scales:
             Kind.SCALED if signs and scales else Kind.SIGNED if signs else Kind.POSITIVE if scales else Kind.PERMUTATION
         )
         return kind, self.reason(int(own[0, 0])) or "only linear operators act on it", powers
+
+    def _shared_by_units(self) -> NDArray[np.bool_]:
+        """Whether several moving units have a factor in common, so that none of them may have it for itself."""
+        moving = np.zeros(int(self.units.unit.max()) + 1, bool)
+        for c in self.units.classes:
+            moving[c.units] = True
+        atoms = np.flatnonzero(moving[self.units.unit])
+        unit = np.tile(self.units.unit[atoms], 2)
+        nodes = np.concatenate([self.node[atoms], self.node[atoms + self.count]])
+        least, most = np.full(len(self.signs), len(moving)), np.full(len(self.signs), -1)
+        np.minimum.at(least, nodes, unit)
+        np.maximum.at(most, nodes, unit)
+        return np.asarray(most > least)
 
     def reason(self, node: int) -> str:
         """Why a node's factor is limited, or nothing."""

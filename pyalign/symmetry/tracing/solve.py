@@ -62,16 +62,17 @@ def components(count: int, edges: list[tuple[IntArray, IntArray]]) -> IntArray:
 
 def solve_units(ties: Ties) -> Units:
     """Units and their classes."""
-    blocks = _equal_blocks(ties)
-    unit = components(ties.atoms, ties.edges + blocks)
+    edges, held = _blocks_settled(ties)
+    unit = components(ties.atoms, edges)
     count = int(unit.max()) + 1
-    signature = _roles(ties.signature, ties.edges)
+    known = [*ties.edges, *((own, blocks) for own, blocks, _ in ties.repeats), *((b, a) for _, b, a in ties.repeats)]
+    signature = _roles(ties.signature, known)
     content = np.zeros(count, np.uint64)
     np.add.at(content, unit, mix(signature))
     order = np.full(count, ties.atoms)
     np.minimum.at(order, unit, np.arange(ties.atoms))
     parents = _parents(ties, unit)
-    key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]))
+    key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]), set(unit[held].tolist()))
     mixed = _mixed(unit, signature)
     key[mixed] = mix(mixed.astype(np.uint64) + np.uint64(1 << 42))
     classes = _classes(key, parents, order, int(unit[FIXED]))
@@ -79,6 +80,35 @@ def solve_units(ties: Ties) -> Units:
     starts = np.searchsorted(unit[members], np.arange(count + 1))
     moving = {int(u) for c in classes for u in c.units}
     return Units(unit, signature, classes, {u: members[starts[u] : starts[u + 1]] for u in moving})
+
+
+def _blocks_settled(ties: Ties) -> tuple[list[tuple[IntArray, IntArray]], IntArray]:
+    """All edges, those that follow from blocks included, and the blocks whose repeated value cannot move."""
+    extra: list[tuple[IntArray, IntArray]] = []
+    while True:
+        loose = components(ties.atoms, ties.edges + extra)
+        still = [loose[values] == loose[FIXED] for _, _, values in ties.repeats]
+        anchors = [(b[~s], v[~s]) for (_, b, v), s in zip(ties.repeats, still, strict=True)]
+        unit = components(ties.atoms, ties.edges + extra + anchors)
+        new = _implied(ties, unit) + _equal_blocks(ties, unit)
+        new = [(x, y) for x, y in new if (unit[x] != unit[y]).any()]
+        if not new:
+            held = [b[s] for (_, b, _), s in zip(ties.repeats, still, strict=True)]
+            return ties.edges + extra + anchors, np.concatenate([*held, np.zeros(0, np.int64)])
+        extra += new
+
+
+def _implied(ties: Ties, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
+    """Edges between what the parts of one unit repeat, and between a repetition and a block that holds no other."""
+    edges = []
+    for own, blocks, _ in ties.repeats:
+        free = unit[own] != unit[FIXED]
+        pairs = np.unique(np.stack([unit[own], unit[blocks]]), axis=1)
+        _, one, place = np.unique(unit[own], return_index=True, return_inverse=True)
+        edges.append((blocks[one][place.reshape(-1)][free], blocks[free]))
+        if len(np.unique(pairs[1])) == len(pairs[1]) and free.all():
+            edges.append((own, blocks))
+    return edges
 
 
 @np.errstate(over="ignore")
@@ -96,17 +126,18 @@ def _roles(signature: HashArray, edges: list[tuple[IntArray, IntArray]]) -> Hash
     return signature
 
 
-def _equal_blocks(ties: Ties) -> list[tuple[IntArray, IntArray]]:
+def _equal_blocks(ties: Ties, unit: IntArray) -> list[tuple[IntArray, IntArray]]:
     """Edges between blocks of different systems that hold exactly the same units: they are one block seen twice."""
-    unit = components(ties.atoms, ties.edges)
     seen: dict[frozenset[int], int] = {}
+    first: dict[int, int] = {}
     edges = []
     for members, blocks in ties.parents:
         content: dict[int, set[int]] = defaultdict(set)
-        for u, b in zip(unit[members].tolist(), blocks.tolist(), strict=True):
+        for u, b, name in set(zip(unit[members].tolist(), unit[blocks].tolist(), blocks.tolist(), strict=True)):
             content[b].add(u)
+            first.setdefault(b, name)
         if sum(map(len, content.values())) == len(set().union(*content.values())):
-            edges += [(seen.setdefault(frozenset(units), block), block) for block, units in content.items()]
+            edges += [(seen.setdefault(frozenset(units), first[b]), first[b]) for b, units in content.items()]
     return [(np.array([a]), np.array([b])) for a, b in edges]
 
 
@@ -137,10 +168,12 @@ def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
 
 
 @np.errstate(over="ignore")
-def _refined(content: HashArray, parents: dict[int, tuple[int, ...]], cells: dict[int, int], fixed: int) -> HashArray:
+def _refined(
+    content: HashArray, parents: dict[int, tuple[int, ...]], cells: dict[int, int], fixed: int, held: set[int]
+) -> HashArray:
     """Keys that also know the blocks: what a block holds, and which kind of block holds a unit."""
     key: HashArray = content.copy()
-    pinned = set(parents.get(fixed, ()))
+    pinned = set(parents.get(fixed, ())) | held
     several = {b for bs in parents.values() if len(bs) > 1 for b in bs}
     for _ in range(3):
         inside = np.zeros_like(key)

@@ -14,7 +14,7 @@ from pyalign.symmetry.tracing.hashing import HashArray, IntArray, mix
 from pyalign.symmetry.tracing.labels import FIXED, Plane, as_array
 from pyalign.symmetry.tracing.mixing import Mixing
 
-__all__ = ["ParameterAxis", "Ties"]
+__all__ = ["ParameterAxis", "Ties", "rank"]
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,50 @@ class ParameterAxis:
 
 @dataclass
 class Ties:
-    """Relations between atoms, appended as a model is traced and solved at the end."""
+    """Relations between atoms, appended as a model is traced and solved at the end.
+
+    Args:
+        axes: The axes of parameters.
+        edges: Atoms of one unit.
+        pins: Atoms that cannot move, and why.
+        keeps: Atoms that only move among equals, or whose order inside a unit stays, and why.
+        parents: Atoms, and the atoms of the blocks they sit in.
+        repeats: Atoms of repeated values, the atoms of their blocks, and the atoms of what they repeat.
+        scale_edges: Atoms whose scales are equal (power +1) or inverse (-1).
+        scale_limits: Atoms, the class of their signs and scales, and why.
+        shifts: The scale and the bias of norms.
+        offsets: For the first atom of a parameter to which a number is added: atoms of the sum, and the number.
+        rewritten: Whether parameters may be rewritten, so that such a sum has a scale of its own.
+        factors: The first atoms of what values were multiplied with, entry by entry.
+        mixing: What may become sums.
+        signature: What happened to each atom.
+        pinned: Atoms known not to move.
+        unscaled: Atoms known to have neither signs nor scales.
+        leader: The first atom of the unit that an atom was put into.
+        origin: The atom that an atom is a copy of.
+        served: Atoms of heads that share a key or a value.
+        events: How many events were recorded.
+    """
 
     axes: list[ParameterAxis] = field(default_factory=list)
     edges: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     pins: list[tuple[IntArray, str]] = field(default_factory=list)
     keeps: list[tuple[IntArray, str, bool]] = field(default_factory=list)
     parents: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    repeats: list[tuple[IntArray, IntArray, IntArray]] = field(default_factory=list)
     scale_edges: list[tuple[IntArray, IntArray, int]] = field(default_factory=list)
     scale_limits: list[tuple[IntArray, Kind, str]] = field(default_factory=list)
+    shifts: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    offsets: dict[int, tuple[IntArray, float]] = field(default_factory=dict)
+    rewritten: bool = False
+    factors: set[int] = field(default_factory=set)
     mixing: Mixing = field(default_factory=lambda: Mixing())
     signature: HashArray = field(default_factory=lambda: np.zeros(1, np.uint64))
     pinned: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, bool))
     unscaled: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
+    served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
 
     @property
@@ -60,10 +89,15 @@ class Ties:
         self.pinned = np.concatenate([self.pinned, np.zeros(count, bool)])
         self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
         self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
+        self.served = np.concatenate([self.served, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
         return atoms
+
+    def multiplied(self, planes: Iterable[Plane]) -> None:
+        """These planes were factors of a product entry by entry."""
+        self.factors |= {int(as_array(p.atoms).reshape(-1)[0]) for p in planes}
 
     def axis_of(self, atoms: IntArray) -> IntArray:
         """Number of the parameter axis of each atom, -1 for atoms of none."""
@@ -76,7 +110,27 @@ class Ties:
         """Further atoms of the same units, one for each of `atoms`."""
         copies = self.new_atoms(len(atoms))
         self.origin[copies] = self.origin[atoms]
+        self.served[copies] = self.served[atoms]
         return copies
+
+    def new_repeats(self, atoms: IntArray, scaled: bool = True) -> IntArray:
+        """Units that all have the value of another: they change places among each other, and move where it moves.
+
+        Args:
+            atoms: The atom that each repeats.
+            scaled: Whether they carry its scale.
+        """
+        own = self.new_atoms(len(atoms))
+        sources, block = np.unique(atoms, return_inverse=True)
+        blocks = self.new_group(len(sources))
+        self.pinned[own] = self.pinned[atoms]
+        self.mark(own, np.zeros(len(own), np.int64))
+        self.repeats.append((own, blocks[block], atoms.copy()))
+        self.parents.append((own, blocks[block]))
+        self.mixing.join(own, atoms)
+        if scaled:
+            self.tie_scale(own, atoms, 1)
+        return own
 
     def new_group(self, count: int) -> IntArray:
         """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
@@ -101,8 +155,8 @@ class Ties:
         self.edges.append((x.copy(), y.copy()))
         # A partner's signature is part of one's role: it tells the copies of a unit apart.
         seen_by_x, seen_by_y = self.signature[y], self.signature[x]
-        self.mark(x, _rank(y), seen_by_x)
-        self.mark(y, _rank(x), seen_by_y)
+        self.mark(x, rank(y), seen_by_x)
+        self.mark(y, rank(x), seen_by_y)
 
     def pin(self, atoms: Iterable[int] | IntArray, reason: str, mixing: bool = True) -> None:
         """These atoms cannot move (nor, if `mixing`, become sums of each other)."""
@@ -120,6 +174,14 @@ class Ties:
             return
         self.keeps.append((np.unique(as_array(plane.atoms)), reason, False))
         self._mark_places(plane, dims)
+
+    def distinguish_places(self, plane: Plane, axis: int, places: IntArray, reason: str) -> None:
+        """Entries along an axis are treated differently, but alike at places of equal number."""
+        atoms = as_array(plane.atoms)
+        self.keeps.append((np.unique(atoms), reason, False))
+        shape = [1] * atoms.ndim
+        shape[axis] = len(places)
+        self.mark(atoms.reshape(-1), np.broadcast_to(places.reshape(shape), atoms.shape).reshape(-1))
 
     def collapse(self, plane: Plane, dims: set[int], reason: str, linear: bool = False) -> None:
         """Entries along `dims` are mixed in order: those at one place of the other axes become one unit.
@@ -167,6 +229,8 @@ class Ties:
         atoms = as_array(plane.atoms)
         own = self.new_atoms(atoms.size)
         self.pinned[own] = self.pinned[atoms.reshape(-1)]
+        self.served[own] = self.served[atoms.reshape(-1)]
+        self.origin[own] = own[_first_of(self.origin[atoms.reshape(-1)])]
         self.mixing.forbid(own, "what is left of units after a sum")
         self.edges.append((own, atoms.reshape(-1).copy()))
         if plane.scaled:
@@ -176,6 +240,10 @@ class Ties:
     def moves(self, plane: Plane) -> bool:
         """Whether some of its atoms may still move."""
         return not bool(self.pinned[as_array(plane.atoms)].all())
+
+    def mixes(self, plane: Plane) -> bool:
+        """Whether matrices may still act on its atoms."""
+        return self.mixing.active and not bool(self.mixing.barred[as_array(plane.atoms)].any())
 
     def see(self, plane: Plane) -> None:
         """A plane appeared in the computation: what is in it has something in common."""
@@ -213,7 +281,13 @@ class Ties:
         return plane if kind.signs or kind.scales else Plane(plane.atoms, scaled=False)
 
 
-def _rank(values: IntArray) -> IntArray:
+def _first_of(values: IntArray) -> IntArray:
+    """For each entry, the place of the first one equal to it."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
+
+
+def rank(values: IntArray) -> IntArray:
     """For each entry, how many equal entries come before it."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]

@@ -17,9 +17,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
-from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
+from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, compact, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
+from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
 from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
@@ -76,6 +77,7 @@ class Trace(TorchDispatchMode):
         self.used: set[int] = set()
         self.leaking: dict[str, tuple[Plane, ...]] = {}
         self._suspended: Pending | None = None
+        self._repeating: list[Tensor | None] = []
         self._counts: Counter[tuple[str, int, str]] = Counter()
         self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
         for tensor, label in sources:
@@ -131,6 +133,15 @@ class Trace(TorchDispatchMode):
         label = self.label(tensor)
         return None if label is None else label.pending
 
+    def repeats(self, tensor: Tensor) -> Tensor | None:
+        """Which repetition of one value each entry of a tensor is, None where nothing was repeated."""
+        label = self.label(tensor)
+        return None if label is None else label.repeats
+
+    def repeat(self, counts: Sequence[Tensor | None]) -> None:
+        """What `repeats` answers for the results of the running rule."""
+        self._repeating = list(counts)
+
     def suspend(self, pending: Pending) -> None:
         """The result of the running rule is to be judged by what follows."""
         self._suspended = pending
@@ -167,7 +178,13 @@ class Trace(TorchDispatchMode):
         if label is not None and label.random:
             fixed = []
         zero = label is None and not bool(tensor.any())
-        return Operand(tuple(place(plane, dims, rank) for plane in planes), frozenset(dims[d] for d in fixed), zero)
+        places = {} if label is None or label.repeats is None else places_of(label.repeats, fixed)
+        return Operand(
+            tuple(place(plane, dims, rank) for plane in planes),
+            frozenset(dims[d] for d in fixed if d not in places or places[d].any()),
+            zero,
+            {dims[d]: numbers for d, numbers in places.items()},
+        )
 
     def broadcast(self, tensor: Any, rank: int) -> Operand:
         """A tensor aligned at the last axis, as in broadcasting."""
@@ -193,6 +210,8 @@ class Trace(TorchDispatchMode):
         if rule is None and torch.Tag.pointwise in call.func.tags:
             rule = RULES["pointwise"]
         results = self._ruled(rule, call)
+        if not self._repeating and torch.Tag.pointwise in call.func.tags:
+            self._repeating = [common_repeats(self, call)]
         outputs = tensors_of(call.out)
         results = [*results, *[()] * (len(outputs) - len(results))]
         results = [tuple(p for p in planes if self._moves(p)) for planes in results]
@@ -202,20 +221,24 @@ class Trace(TorchDispatchMode):
         before = self.label(call.args[0]) if in_place and isinstance(call.args[0], Tensor) else None
         leaks = self.leaking.pop("planes", ())
         pending, self._suspended = self._suspended, None
+        repeats, self._repeating = [*self._repeating, *[None] * len(outputs)], []
         first: dict[str, Any] = {"pending": pending}
         others: dict[str, Any] = {"leaks": leaks}
-        self._set(call.out, [Label(planes, **(others if n else first)) for n, planes in enumerate(results)])
+        self._set(
+            call.out,
+            [Label(planes, **(others if n else first), repeats=repeats[n]) for n, planes in enumerate(results)],
+        )
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
             and (before is None or not before.planes)
         ):
-            self._update_relatives(outputs[0], results[0])
+            self._update_relatives(outputs[0], results[0], repeats[0])
         self._sight(call, outputs, results)
 
     def _moves(self, plane: Plane) -> bool:
         """Whether a plane is worth following; what is not followed cannot be mixed."""
-        if self.ties.moves(plane):
+        if self.ties.moves(plane) or self.ties.mixes(plane):
             return True
         self.ties.mixing.part([plane], "held in place")
         return False
@@ -234,7 +257,7 @@ class Trace(TorchDispatchMode):
         for tensor, label in zip(tensors_of(out), labels, strict=False):
             self.labels[tensor] = label
 
-    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...]) -> None:
+    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...], repeats: Tensor | None) -> None:
         """A view was written into: the tensor it is a view of takes over the planes of that region."""
         base = target._base
         if base is None or len(planes) > 1:
@@ -252,7 +275,15 @@ class Trace(TorchDispatchMode):
         region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
         from pyalign.symmetry.tracing.rules.moving import settle
 
-        self.labels[base] = Label(settle(self, [Plane(full, all(p.scaled for p in (*planes, *old)))]))
+        counts, known = None, self.repeats(base)
+        if known is not None or repeats is not None:
+            counts = torch.zeros(base.shape, dtype=torch.int64)
+            counts.copy_(torch.zeros((), dtype=torch.int64) if known is None else known.expand(base.shape))
+            part = counts.as_strided(target.shape, target.stride(), target.storage_offset())
+            part.copy_(torch.zeros((), dtype=torch.int64) if repeats is None else repeats.expand(target.shape))
+            counts = compact(counts)
+        whole = Plane(full, all(p.scaled for p in (*planes, *old)))
+        self.labels[base] = Label(settle(self, [whole], counts), repeats=counts)
 
     def _unwritten(self, base: Tensor, target: Tensor, axis: int) -> Tensor:
         """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where alike."""

@@ -10,6 +10,7 @@ import numpy as np
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Plane, as_array
 from pyalign.symmetry.tracing.mixing import Mixing
+from pyalign.symmetry.tracing.rules.repeating import served
 from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
@@ -43,26 +44,62 @@ def combine(
     Returns:
         The planes of the result.
     """
+    if summed:
+        operands = _served(trace.ties, operands, summed)
     if not judged:
         _mixed(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
-        others = {d for j, other in enumerate(operands) if j != i for d in other.fixed}
+        rest = [other for j, other in enumerate(operands) if j != i]
+        others = {d for other in rest for d in other.fixed if d not in other.places}
+        others |= {d for other in rest for q in other.planes if not trace.ties.moves(q) for d in q.dims}
         for plane in operand.planes:
             if plane.along(others):
                 trace.ties.distinguish(plane, others, reason)
+            for other in rest:
+                for d in (other.fixed & other.places.keys()) - others:
+                    if plane.along({d}):
+                        trace.ties.distinguish_places(plane, d, other.places[d], reason)
     operands = [
-        Operand(tuple(p for p in operand.planes if trace.ties.moves(p)), operand.fixed, operand.zero)
-        for operand in operands
+        Operand(tuple(p for p in o.planes if trace.ties.moves(p) or trace.ties.mixes(p)), o.fixed, o.zero)
+        for o in operands
     ]
     ranked = [(i, plane) for i, operand in enumerate(operands) for plane in operand.planes]
     for n, (i, p) in enumerate(ranked):
         for j, q in ranked[n + 1 :]:
-            if i != j and set(p.dims) & set(q.dims) and not _shared(trace.ties, p, q, summed):
+            meet = i != j and set(p.dims) & set(q.dims) and trace.ties.moves(p) and trace.ties.moves(q)
+            if meet and not _shared(trace.ties, p, q, summed):
                 trace.ties.tie(*np.broadcast_arrays(as_array(p.atoms), as_array(q.atoms)))
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)
     return _widest(kept)
+
+
+def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> list[Operand]:
+    """Planes of one factor of a product that serve several units of the other are repeated, one for each of those.
+
+    So it is with keys and values that several query heads share, where the code keeps their axes apart.
+    """
+    planes = [list(operand.planes) for operand in operands]
+    for one, two in ((0, 1), (1, 0)):
+        for n, narrow in enumerate(planes[one]):
+            for wide in planes[two]:
+                if set(narrow.dims) < set(wide.dims) and set(narrow.dims) <= summed:
+                    ties.served[as_array(wide.atoms)] = True  # a key for all heads
+                if _serves(ties, narrow, wide, summed):
+                    planes[one][n] = narrow = served(ties, narrow, wide)
+                    ties.served[as_array(wide.atoms)] = ties.served[as_array(narrow.atoms)] = True
+    return [Operand(tuple(ps), o.fixed, o.zero, o.places) for ps, o in zip(planes, operands, strict=True)]
+
+
+def _serves(ties: Ties, narrow: Plane, wide: Plane, summed: frozenset[int]) -> bool:
+    """Whether one plane has the blocks of another: a key for several queries, or a value for their attention."""
+    inside, blocks = set(narrow.dims) & summed, set(narrow.dims) & set(wide.dims) - summed
+    if inside:
+        return bool(blocks) and set(narrow.dims) < set(wide.dims)
+    apart = set(wide.dims) - set(narrow.dims), set(narrow.dims) - set(wide.dims)
+    known = ties.served[as_array(wide.atoms)].all() and not ties.served[as_array(narrow.atoms)].any()
+    return bool(blocks) and all(apart) and not set(wide.dims) & summed and bool(known)
 
 
 def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
@@ -187,6 +224,8 @@ def _scales_normalised(ties: Ties, operands: Sequence[Operand], reason: str) -> 
         for plane in operand.planes:
             ties.limit_scale(plane, Kind.PERMUTATION, "normalised")
     weight, bias = affine
+    if x.planes and not weight.planes:
+        bias = Operand(tuple(ties.limit_scale(p, Kind.PERMUTATION, "added to normalised values") for p in bias.planes))
     for p in weight.planes:
         q = _partner(p, bias)
         if q is not None:

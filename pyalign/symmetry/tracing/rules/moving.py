@@ -13,6 +13,7 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
+from pyalign.symmetry.tracing.rules.repeating import distinct, merged, repeats_of
 from pyalign.symmetry.tracing.ties import Ties
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = ["RULES", "settle"]
 
 def same(trace: Trace, call: Call) -> list[Planes]:
     """A copy, an alias, another dtype: the planes of the input."""
+    trace.repeat([trace.repeats(call.args[0])])
     return [trace.planes(call.args[0])]
 
 
@@ -36,11 +38,15 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
         out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
         for found, atoms in zip(results, tensors_of(out), strict=True):
             found.append(Plane(atoms, plane.scaled))
-    return [settle(trace, planes) for planes in results]
+    counts = repeats_of(trace, call)
+    trace.repeat(counts)
+    return [settle(trace, planes, count) for planes, count in zip(results, counts, strict=True)]
 
 
 def reordered(trace: Trace, call: Call) -> list[Planes]:
     """Axes change places: the operator is run on the planes as they are, with size 1 where they do not vary."""
+    count = trace.repeats(call.args[0])
+    trace.repeat([None if count is None else call.func(count, *call.args[1:], **call.kwargs)])
     return [
         settle(
             trace,
@@ -49,20 +55,29 @@ def reordered(trace: Trace, call: Call) -> list[Planes]:
     ]
 
 
-def settle(trace: Trace, planes: Sequence[Plane]) -> Planes:
-    """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned."""
+def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None) -> Planes:
+    """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned.
+
+    Args:
+        trace: The trace.
+        planes: The planes.
+        repeats: Which repetition of one value each entry is.
+    """
     kept: list[Plane] = []
     sizes = [
         (int(torch.unique(p.atoms).numel()), p)
         for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)
     ]
     for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
+        rivals = [n for n, other in enumerate(kept) if set(plane.dims) & set(other.dims)]
         if not plane.dims:
             pin(trace, (plane,), "a single unit is picked out")
-        elif any(set(plane.dims) & set(other.dims) for other in kept):
-            pin(trace, (plane,), "its axis was merged with that of finer units")
+        elif not rivals:
+            kept.append(distinct(trace.ties, plane, repeats))
+        elif (both := merged(trace.ties, plane, kept[rivals[0]])) is not None and len(rivals) == 1:
+            kept[rivals[0]] = both
         else:
-            kept.append(_distinct(trace.ties, plane))
+            pin(trace, (plane,), "its axis was merged with that of finer units")
     return tuple(kept)
 
 
@@ -76,29 +91,16 @@ def _settled(ties: Ties, atoms: Tensor) -> Tensor:
     return atoms
 
 
-def _distinct(ties: Ties, plane: Plane) -> Plane:
-    """Copies of an atom get atoms of their own, tied to it: later operators may treat each copy differently."""
-    atoms = as_array(plane.atoms).reshape(-1)
-    first = np.zeros(len(atoms), bool)
-    first[np.unique(atoms, return_index=True)[1]] = True
-    again = ~first & (atoms != FIXED)
-    if not again.any():
-        return plane
-    copies = atoms.copy()
-    copies[again] = ties.new_copies(atoms[again])
-    ties.tie(copies, atoms)
-    ties.mixing.join(copies, atoms)
-    if plane.scaled:
-        ties.tie_scale(copies, atoms, 1)
-    return Plane(torch.from_numpy(copies).reshape(plane.atoms.shape), plane.scaled)
-
-
 def viewed(trace: Trace, call: Call) -> list[Planes] | None:
     """`view` for planes that have no strides for it."""
     source, shape = call.args[0], call.out.shape
     if not isinstance(call.args[1], (list, tuple, torch.Size)):
         return same(trace, call) if call.out.shape == source.shape else None
-    return [settle(trace, [Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled) for p in trace.planes(source)])]
+    count = trace.repeats(source)
+    count = None if count is None else compact(count.expand(source.shape).reshape(shape))
+    trace.repeat([count])
+    planes = [Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled) for p in trace.planes(source)]
+    return [settle(trace, planes, count)]
 
 
 def indexed(trace: Trace, call: Call) -> list[Planes] | None:
@@ -138,9 +140,13 @@ def concatenated(trace: Trace, call: Call) -> list[Planes]:
         rest = tuple(p for p in o.planes if not p.along({axis}))
         operands.append(Operand(rest, o.fixed - {axis}, o.zero))
     planes = list(combine(trace, operands, "add", f"joined with values that belong to no unit, in {call.place}"))
-    if any(along):
-        planes.append(_joined(trace, parts, along, axis))
-    return [settle(trace, planes)]
+    counts = [trace.repeats(t) for t in parts]
+    if not any(along) or all(count is None for count in counts):
+        return [settle(trace, [*planes, *([_joined(trace, parts, along, axis)] if any(along) else [])])]
+    known = [torch.zeros([1] * rank, dtype=torch.int64) if count is None else count for count in counts]
+    count = compact(torch.cat([c.expand(t.shape) for c, t in zip(known, parts, strict=True)], axis))
+    trace.repeat([count])
+    return [settle(trace, [*planes, _joined(trace, parts, along, axis)], count)]
 
 
 def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plane]], axis: int) -> Plane:
@@ -241,6 +247,8 @@ def copied(trace: Trace, call: Call) -> list[Planes]:
     """copy_: the target becomes the source."""
     target, source = call.args[0], call.args[1]
     rank = target.dim()
+    count = trace.repeats(source) if isinstance(source, Tensor) else None
+    trace.repeat([None if count is None else count.reshape([1] * (rank - count.dim()) + list(count.shape))])
     return [trace.broadcast(source, rank).planes]
 
 

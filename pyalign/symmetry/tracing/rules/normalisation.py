@@ -42,10 +42,39 @@ def layer_norm(trace: Trace, call: Call) -> list[Planes]:
     for plane in trace.planes(x):
         if plane.along(dims) and not set(plane.dims) <= dims:
             trace.ties.collapse(plane, dims, "normalised over it", linear=True)
-    plain = bias is None and "rms" in call.name and (weight is None or _uniform(trace, weight))
+    plain = weight is None or _uniform(trace, weight)
     if plain:
-        trace.ties.mixing.touch(trace.planes(x), set(range(rank)) - dims, Kind.ORTHOGONAL, "normalised by its length")
+        kind, reason = (
+            (Kind.ORTHOGONAL, "normalised by its length")
+            if "rms" in call.name
+            else (Kind.CENTRED, "normalised by its mean and length")
+        )
+        _turned(trace, trace.operand(x, range(rank), rank), bias, sorted(dims), kind, reason)
+    if isinstance(weight, Tensor):
+        trace.ties.multiplied(trace.planes(weight))
+        shift = trace.planes(bias) if isinstance(bias, Tensor) else ()
+        trace.ties.shifts += [(as_array(p.atoms), as_array(q.atoms)) for p in trace.planes(weight) for q in shift]
     return [_affine(trace, call, trace.operand(x, range(rank), rank), [], weight, bias, sorted(dims), plain)]
+
+
+def _turned(trace: Trace, x: Operand, bias: Tensor | None, dims: list[int], kind: Kind, reason: str) -> None:
+    """Without scales of its own a norm commutes with rotations; its bias turns with what it is added to."""
+    rank = len(x.planes[0].atoms.shape) if x.planes else 0
+    shift = Operand(()) if bias is None or not rank else trace.operand(bias, dims, rank)
+    mixing = trace.ties.mixing
+    for p in x.planes:
+        mixing.touch([p], {d for d in range(rank) if d not in dims}, kind, reason)
+        if not p.along(set(dims)):
+            continue
+        twins = [q for q in shift.planes if set(q.dims) == set(p.dims)]
+        if bias is not None and not twins:
+            mixing.part([p], "shifted by a bias inside every block")
+        for q in twins:
+            mixing.touch([q])
+            mixing.join(as_array(p.atoms), as_array(q.atoms))
+    for q in shift.planes:
+        if not any(set(q.dims) == set(p.dims) for p in x.planes):
+            mixing.part([q], "added to something else")
 
 
 def _uniform(trace: Trace, weight: Tensor) -> bool:

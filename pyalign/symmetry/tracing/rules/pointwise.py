@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import Operand, Pending, Plane
+from pyalign.symmetry.tracing.labels import Operand, Pending, Plane, as_array
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
 from pyalign.symmetry.tracing.rules.rotary import rotate
 
@@ -149,6 +151,9 @@ def add(trace: Trace, call: Call) -> list[Planes] | None:
     if not isinstance(call.out, Tensor):
         return None
     pendings = [trace.pending(a) if isinstance(a, Tensor) else None for a in call.args[:2]]
+    offset = _offset(trace, call) if trace.ties.rewritten else None
+    if offset is not None:
+        return [(offset,)]
     if not any(pendings):
         return _binary(trace, call, "add")
     rotated = call.name == "add" and call.kwargs.get("alpha", 1) == 1 and rotate(trace, *pendings)
@@ -159,12 +164,33 @@ def add(trace: Trace, call: Call) -> list[Planes] | None:
     return [combine(trace, operands, "add", _reason(call), judged=rotated)]
 
 
+def _offset(trace: Trace, call: Call) -> Plane | None:
+    """A number added to a whole vector of parameters (the scale of a norm stored as its difference from one)."""
+    numbers = [a for a in call.args[:2] if isinstance(a, (int, float))]
+    tensors = [a for a in call.args[:2] if isinstance(a, Tensor)]
+    planes = trace.planes(tensors[0]) if tensors else ()
+    if call.name != "add" or len(numbers) != 1 or call.kwargs.get("alpha", 1) != 1 or len(planes) != 1:
+        return None
+    atoms, ties = as_array(planes[0].atoms).reshape(-1), trace.ties
+    axis = next((a for a in ties.axes if a.start == atoms[0] and a.size == len(atoms) and not a.buffer), None)
+    if axis is None or tensors[0].dim() != 1 or (atoms != np.arange(axis.start, axis.start + axis.size)).any():
+        return None
+    if axis.start not in ties.offsets:
+        ties.limit_scale(planes[0], Kind.PERMUTATION, "a number is added to it")
+        own = ties.new_copies(atoms)
+        ties.tie(own, atoms)
+        ties.offsets[axis.start] = (own, float(numbers[0]))
+    return Plane(torch.from_numpy(ties.offsets[axis.start][0].copy()))
+
+
 def mul(trace: Trace, call: Call) -> list[Planes] | None:
     """Products: one factor may carry a scale. What a product with constants does to mixtures is seen later."""
     if not isinstance(call.out, Tensor):
         return None
     rank = call.out.dim()
     operands = [trace.broadcast(a, rank) for a in call.args[:2]]
+    for operand in operands:
+        trace.ties.multiplied(operand.planes)
     for x, (one, two) in zip(call.args[:2], (operands, operands[::-1]), strict=True):
         constant = isinstance(x, Tensor) and x.dim() == rank and bool(one.planes) and not two.planes
         if constant and any(p.along(set(two.fixed)) for p in one.planes):
