@@ -6,6 +6,7 @@ search began with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -99,8 +100,8 @@ class Order(Latent):
         self.projection = projection
         self.signs = group.kind.signs and not projection.soft
         # At this start the soft matrices keep 99 % on the diagonal.
-        margin = projection.temperature * float(torch.log(torch.tensor(99.0 * d))) if projection.soft else projection.lead
-        self.latent = (margin * torch.eye(d).to(like)).repeat(k, 1, 1).requires_grad_()
+        lead = projection.temperature * math.log(99.0 * max(d, 1)) if projection.soft else projection.lead
+        self.latent = (lead * torch.eye(d).to(like)).repeat(k, 1, 1).requires_grad_()
         self.parameters["order"] = self.latent
         if group.kind.scales:
             self.parameters["factor"] = torch.zeros(k, d, 1).to(like).requires_grad_()
@@ -146,7 +147,7 @@ class Matrices(Latent):
     def __init__(self, group: Group, outer: Latent | None, like: Tensor) -> None:
         super().__init__(group, outer)
         k, d = self.blocks, self.inner
-        if group.kind is Kind.ORTHOGONAL:
+        if group.kind.isometric:
             first = torch.eye(d).repeat(k, 1, 1)
         elif group.kind is Kind.ROTATION:
             first = torch.zeros(k, d // 2, 2)
@@ -161,8 +162,8 @@ class Matrices(Latent):
 
     def matrices(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices of axes that produce the units, and their inverse transposes, shape (k, d, d)."""
-        if self.group.kind is Kind.ORTHOGONAL:
-            turned = polar(latent)
+        if self.group.kind.isometric:
+            turned = polar(_centred(latent) if self.group.kind is Kind.CENTRED else latent)
             return turned, turned
         if self.group.kind is Kind.ROTATION:
             size, angle = latent.unbind(-1)
@@ -181,6 +182,14 @@ class Matrices(Latent):
             exact = self.matrices(self.latent.detach().double())[0].cpu()
         order = self.order()
         return BlockLinear(exact[order], self.group.kind, order)
+
+
+def _centred(latent: Tensor) -> Tensor:
+    """The latent on the vectors without mean, and the identity on the vector of ones: so is its polar factor then."""
+    d = latent.shape[-1]
+    ones = torch.full((d, d), 1.0 / d).to(latent)
+    without = torch.eye(d).to(latent) - ones
+    return without @ latent @ without + ones
 
 
 def latents_of(

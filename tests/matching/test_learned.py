@@ -266,15 +266,16 @@ def test_grouped_convolutions_stay_and_fixed_models_are_answered():
     assert LearnedMatching().match(fixed).is_identity
 
 
-def test_rotations_of_pairs_are_sizes_and_angles():
+@pytest.mark.parametrize("kind", [Kind.ROTATION, Kind.CENTRED, Kind.ORTHOGONAL, Kind.INVERTIBLE])
+def test_matrices_are_of_their_class_wherever_the_latent_is(kind):
     spec = attention().spec
     top = next(n for n, g in spec.groups.items() if g.size == 2)
-    group = Group("turned", 8, Kind.ROTATION, Wreath(top, 2))
+    group = Group("turned", 8, kind, Wreath(top, 2))
     latent = Matrices(group, Latent(spec.groups[top], None), torch.zeros(1, dtype=torch.float64))
     latent.latent.data.normal_(generator=torch.Generator().manual_seed(0))
     latent.refresh(hard=False)
     element = latent.element({top: ScaledPermutation.identity(2)})
-    assert isinstance(element, BlockLinear) and element.kind is Kind.ROTATION
+    assert isinstance(element, BlockLinear) and element.kind is kind
     rows = torch.randn(8, 3, dtype=torch.float64)
     for power in (1, -1):
         torch.testing.assert_close(latent.act(rows, power).detach(), element.act(rows, power))
