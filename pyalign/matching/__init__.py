@@ -5,6 +5,18 @@ from pyalign.matching.align import align
 from pyalign.matching.learned import LearnedMatching
 from pyalign.matching.pam import PAM, PAMAnswer
 from pyalign.matching.problem import Method, Problem
+from pyalign.matching.universe import Universe, universe
 from pyalign.matching.weight import WeightMatching
 
-__all__ = ["PAM", "ActivationMatching", "LearnedMatching", "Method", "PAMAnswer", "Problem", "WeightMatching", "align"]
+__all__ = [
+    "PAM",
+    "ActivationMatching",
+    "LearnedMatching",
+    "Method",
+    "PAMAnswer",
+    "Problem",
+    "Universe",
+    "WeightMatching",
+    "align",
+    "universe",
+]

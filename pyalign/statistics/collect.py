@@ -17,7 +17,7 @@ from pyalign.statistics.heap import keep_heap
 from pyalign.statistics.home import home
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.observe import Held, Key, observing
-from pyalign.statistics.padding import Mask, over_samples, padding_of
+from pyalign.statistics.padding import MASKING, Mask, over_samples, padding_of, without_blocked
 from pyalign.statistics.sites import SITES, UnitView, choose_sites
 from pyalign.symmetry import Site, SymmetrySpec
 
@@ -144,6 +144,8 @@ class _Collector:
         try:
             samples = [size for at, size in enumerate(units_x.shape) if at != site.axis % units_x.dim()]
             here = over_samples(mask, samples)
+            if site.op.startswith(MASKING):
+                here = without_blocked(units_x, units_y, site.axis, here)
             self.moments[site].update(units_x, units_y, site.axis, None if here is None else here.to(units_x.device))
         except NonFiniteError as error:
             raise _not_finite(site, units_x, index) from error

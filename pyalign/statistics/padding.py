@@ -11,7 +11,12 @@ from torch import Tensor
 
 from pyalign.errors import DataError, InputError
 
-__all__ = ["Mask", "over_samples", "padding_of"]
+__all__ = ["MASKING", "Mask", "over_samples", "padding_of", "without_blocked"]
+
+MASKING = ("aten.add", "aten.masked_fill", "aten.where")
+"""The operators by which attention masks enter scores."""
+BLOCKED = -1e8
+"""Scores below this were blocked by a mask: minus infinity, or the least number of the dtype added to them."""
 
 Mask = str | int | Callable[[Any], Tensor | None]
 """The name of an entry of dict batches, the place of an input in tuples, or a function of the inputs."""
@@ -100,3 +105,30 @@ def over_samples(mask: Tensor | None, samples: Sequence[int]) -> Tensor | None:
     if sizes and sizes[0] == mask.numel() > mask.shape[0]:
         return mask.reshape(-1, *[1] * (len(sizes) - 1))
     return None
+
+
+def without_blocked(x: Tensor, y: Tensor, axis: int, mask: Tensor | None) -> Tensor | None:
+    """The mask without the samples that an attention mask has blocked in both models, for all units alike.
+
+    Args:
+        x: Activations of model A, such as the scores of all heads after the mask was added.
+        y: Those of model B, of the same shape.
+        axis: The axis of the units.
+        mask: What counts so far, or None for everything.
+
+    Returns:
+        The mask, or a new one of the shape of the samples where something is blocked.
+
+    Example:
+        >>> scores = torch.tensor([[[0.5, -torch.inf], [0.1, 0.2]]])
+        >>> without_blocked(scores, scores, 0, None).tolist()
+        [[True, False], [True, True]]
+    """
+    least = max(BLOCKED, torch.finfo(x.dtype).min / 4) if x.is_floating_point() else BLOCKED
+    blocked = x <= least
+    if not x.numel() or not bool(blocked.any()):
+        return mask
+    everywhere = blocked.all(axis)
+    if not torch.equal(blocked.any(axis), everywhere) or not torch.equal((y <= least).all(axis), everywhere):
+        return mask
+    return ~everywhere if mask is None else mask.to(x.device) & ~everywhere

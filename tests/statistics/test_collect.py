@@ -249,6 +249,21 @@ def test_padding_is_left_out(layout, way):
     check(found[seen], *[F.relu(rows(x)[mask].reshape(-1, units))] * 2)
 
 
+@pytest.mark.parametrize("least", [float("-inf"), torch.finfo(torch.float32).min])
+def test_scores_that_an_attention_mask_blocks_are_left_out(least):
+    class Scores(nn.Module):
+        def forward(self, x, attention_mask=None):
+            return x + torch.where(torch.ones(5, 5).tril().bool(), 0.0, least)
+
+    x = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(6, 5, generator=torch.Generator().manual_seed(0)) > 0.4
+    seen, model = site("g", "", "aten.add.Tensor", axis=1, nonlinear=False), Scores()
+    rows = x.movedim(1, -1)
+    for batch, kept in (({"x": x}, torch.ones(6, 5).bool()), ({"x": x, "attention_mask": mask}, mask)):
+        found = collect(model, model, spec_of(model, seen), [batch])
+        check(found[seen], *[rows[kept.unsqueeze(-1) & torch.ones(5, 5).tril().bool()]] * 2)
+
+
 def test_what_has_no_axis_of_tokens_has_no_padding_and_wrong_masks_are_refused():
     model = Tokens(lambda x: x.sum(1))
     x, seen = handmade.batches(6, 5, 4)[0], site("g", "", "aten.relu.default", axis=1)
