@@ -31,7 +31,8 @@ from pyalign._atomic import replacing
 from pyalign.errors import PyalignWarning
 from pyalign.matching import Problem
 from pyalign.paths import Barrier
-from pyalign.symmetry import Kind, derive, fold
+from pyalign.symmetry import Kind, Wreath, derive, fold
+from pyalign.symmetry.elements import composed
 
 POSITIONS = tuple(i / 10 for i in range(11))
 
@@ -130,11 +131,27 @@ class Study:
         if method.startswith("weight"):
             return WeightMatching().match(Problem(a, b, spec))
         start = self.alignment(method.replace("learned", "weight"))
+        if everything:
+            start = self._with_units_by_activations(start, a, b)
         learned = LearnedMatching(
             start=start, steps=self.scale.steps, lr=self.scale.lr, lead=self.scale.lead, schedule=half_cosine,
             checkpoint=path.with_suffix(".search.safetensors"), every=50,
         )  # fmt: skip
         return learned.match(Problem(a, b, spec, self.given.learning))
+
+    def _with_units_by_activations(self, start: Alignment, a: nn.Module, b: nn.Module) -> Alignment:
+        """The start with feed-forward units matched by what they do instead.
+
+        They correlate three times as well as those matched by weights, and learning comes further in as many steps.
+        """
+        spec = derive(a, self.given.inputs[0][:2])
+        seen = ActivationMatching().match(Problem(a, start.apply(b), spec, self.given.inputs))
+        outer = {g.structure.outer for g in start.spec.groups.values() if isinstance(g.structure, Wreath)}
+        elements = dict(start.transforms)
+        for name, group in start.spec.groups.items():
+            if group.kind is Kind.PERMUTATION and name not in outer and name in seen.transforms:
+                elements[name] = composed(seen.transforms[name], elements[name])
+        return start.with_transforms(elements, method=f"{start.method}, units by activations")
 
     def _heads_and_units(self) -> Alignment:
         """Heads and units of the feed-forward layers by their activations; the residual stream stays."""
