@@ -53,7 +53,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(("gpt",), (), 4, 4, 2, 3e-3, (("gpt", 2),)),
-    "cpu": Scale(("gpt", "vit"), (1, 2), 256, 256, 1500, 3e-3, (("gpt", 16), ("vit", 64))),
+    "cpu": Scale(("gpt", "vit"), (1, 2), 256, 256, 500, 3e-3, (("gpt", 16), ("vit", 64))),
 }
 
 
@@ -129,7 +129,7 @@ class Study:
         everything = "all" in method
         a, b, spec = self.folded() if everything else (self.a, self.b, self.plain())
         if method.startswith("weight"):
-            return WeightMatching().match(Problem(a, b, spec))
+            return WeightMatching(sweeps=30).match(Problem(a, b, spec))
         start = self.alignment(method.replace("learned", "weight"))
         if everything:
             start = self._with_units_by_activations(start, a, b)
