@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from pyalign import engine, errors, io, matching, paths, statistics, symmetry, train
 from pyalign.engine import linear_sum_assignment
-from pyalign.matching import PAM, ActivationMatching, WeightMatching, align
+from pyalign.matching import PAM, ActivationMatching, LearnedMatching, WeightMatching, align
 from pyalign.merge import merge
 from pyalign.paths import Barrier, Curve, barrier, curve, interpolate, plane
 from pyalign.symmetry import Alignment, SymmetrySpec, declare, derive, verify
@@ -15,6 +15,7 @@ __all__ = [
     "Alignment",
     "Barrier",
     "Curve",
+    "LearnedMatching",
     "SymmetrySpec",
     "WeightMatching",
     "align",

@@ -14,6 +14,7 @@ from pyalign.matching.assign import Evidence, Solution, assign_groups
 from pyalign.matching.problem import Problem
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
+from pyalign.statistics.padding import Mask
 from pyalign.statistics.sites import SITES
 from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.elements import completed, reordered
@@ -38,7 +39,8 @@ class ActivationMatching:
         sites: How many sites of each group are summed: a number, "last" or "all"
             (see `pyalign.statistics.choose_sites`).
         signs: Use signs where a group allows them (odd nonlinearities such as tanh): matched by absolute similarity.
-        mask: Entry of a dict batch whose zeros mark padding.
+        mask: Where a batch carries its padding mask: the name of an entry of a dict, the number of an input in a tuple,
+            or a function of the inputs that returns it (see `pyalign.statistics.padding_of`). Padding counts nowhere.
         backend: Implementation of the engine's operations.
 
     Source:
@@ -53,7 +55,7 @@ class ActivationMatching:
     observe: str = "after"
     sites: str | int = SITES
     signs: bool = True
-    mask: str = "attention_mask"
+    mask: Mask = "attention_mask"
     backend: str = "auto"
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.matching.activation import ActivationMatching
+from pyalign.matching.learned import LearnedMatching
 from pyalign.matching.problem import Method, Problem, check_finite, check_same_architecture
 from pyalign.matching.weight import WeightMatching
 from pyalign.statistics.batches import checked, split
@@ -47,8 +48,10 @@ def align(
         model_a: The model that stays.
         model_b: The model that is moved: same architecture, dtype and device.
         data: Iterable of batches: tensors, (inputs, targets) pairs or dicts. A one-pass iterator will do. Activation
-            matching needs it; weight matching takes only the first batch, to derive and verify the symmetry.
-        method: "activation", "weight", or an object such as `ActivationMatching(observe="before")`.
+            matching needs it; weight matching takes only the first batch, to derive and verify the symmetry; learned
+            matching trains on it and needs targets.
+        method: "activation", "weight", "learned" (`LearnedMatching`, which begins with weight matching), or an object
+            such as `ActivationMatching(observe="before")`.
         spec: The symmetry, where it is known already; derived when None (in the classes that the method can use:
             weight matching also mixes units, as within attention heads).
         seed: Of every random choice; the same seed gives the same alignment.
@@ -114,9 +117,13 @@ def _method(method: str | Method, data: Iterable[Any] | None) -> Method:
         return ActivationMatching()
     if method == "weight":
         return WeightMatching()
+    if method == "learned":
+        return LearnedMatching()
     if isinstance(method, str) or not callable(getattr(method, "match", None)):
         raise InputError(
-            "unknown method", given=repr(method), expected="'activation', 'weight' or an object with match(problem)"
+            "unknown method",
+            given=repr(method),
+            expected="'activation', 'weight', 'learned' or an object with match(problem)",
         )
     return method
 

@@ -10,6 +10,7 @@ from pyalign.paths.path import Path
 from pyalign.paths.plane_record import PlaneRecord
 from pyalign.paths.planes import Plane
 from pyalign.paths.record import Barrier
+from pyalign.paths.simplex import SimplexBarrier, simplex_barrier
 from pyalign.paths.survey import plane
 from pyalign.paths.training import Step
 
@@ -22,6 +23,7 @@ __all__ = [
     "Path",
     "Plane",
     "PlaneRecord",
+    "SimplexBarrier",
     "Step",
     "Summary",
     "barrier",
@@ -31,4 +33,5 @@ __all__ = [
     "interpolate",
     "measure",
     "plane",
+    "simplex_barrier",
 ]

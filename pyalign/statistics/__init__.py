@@ -4,6 +4,7 @@ from pyalign.statistics.batches import checked, outputs_of, split
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
+from pyalign.statistics.padding import padding_of
 from pyalign.statistics.sites import choose_sites
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "collect",
     "has_batchnorm",
     "outputs_of",
+    "padding_of",
     "reestimate_batchnorm",
     "split",
 ]

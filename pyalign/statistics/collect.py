@@ -17,6 +17,7 @@ from pyalign.statistics.heap import keep_heap
 from pyalign.statistics.home import home
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.observe import Held, Key, observing
+from pyalign.statistics.padding import MASKING, Mask, over_samples, padding_of, without_blocked
 from pyalign.statistics.sites import SITES, UnitView, choose_sites
 from pyalign.symmetry import Site, SymmetrySpec
 
@@ -34,7 +35,7 @@ def collect(
     observe: str = "after",
     sites: str | int = SITES,
     full: bool = False,
-    mask: str = "attention_mask",
+    mask: Mask = "attention_mask",
     progress: bool | None = None,
     backend: str = "auto",
 ) -> dict[Site, Moments]:
@@ -55,7 +56,7 @@ def collect(
         observe: "after" or "before" the nonlinearity.
         sites: How many sites of each group: a number, "last" or "all"; see `choose_sites`.
         full: Also the covariances within each model.
-        mask: Entry of a dict batch whose zeros mark padding: masks every site whose first sample axes have its shape.
+        mask: Where a batch carries its padding mask, see `padding_of`; it holds at every site with an axis of tokens.
         progress: Show a bar: True, False, or None for only on a terminal.
         backend: Implementation of `pyalign.engine.cross_moments`.
 
@@ -77,7 +78,7 @@ def collect(
     with evaluating(model_a, model_b):
         for index, batch in enumerate(tqdm(checked(data), "activations", total, disable=hidden, leave=False)):
             inputs, _ = split(batch)
-            collector.batch(model_a, model_b, inputs, _padding(inputs, mask), index)
+            collector.batch(model_a, model_b, inputs, padding_of(inputs, mask), index)
     moments = {site: m for site, m in collector.moments.items() if m.count}
     _warn_of_few(moments)
     return moments
@@ -141,22 +142,13 @@ class _Collector:
             where = home(x.device, Moments.size(view.units, None, self.full))
             self.moments[site] = Moments(view.units, None, self.full, device=where, backend=self.backend)
         try:
-            self.moments[site].update(units_x, units_y, site.axis, _sample_mask(mask, units_x, site.axis))
+            samples = [size for at, size in enumerate(units_x.shape) if at != site.axis % units_x.dim()]
+            here = over_samples(mask, samples)
+            if site.op.startswith(MASKING):
+                here = without_blocked(units_x, units_y, site.axis, here)
+            self.moments[site].update(units_x, units_y, site.axis, None if here is None else here.to(units_x.device))
         except NonFiniteError as error:
             raise _not_finite(site, units_x, index) from error
-
-
-def _padding(inputs: Any, name: str) -> Tensor | None:
-    entry = inputs.get(name) if isinstance(inputs, Mapping) else None
-    return entry.to(torch.bool) if isinstance(entry, Tensor) else None
-
-
-def _sample_mask(mask: Tensor | None, units: Tensor, axis: int) -> Tensor | None:
-    """The padding mask broadcast over the sample axes of a site, or None where the site has no such axes."""
-    samples = [size for at, size in enumerate(units.shape) if at != axis]
-    if mask is None or mask.dim() > len(samples) or list(mask.shape) != samples[: mask.dim()]:
-        return None
-    return mask.reshape(*mask.shape, *[1] * (len(samples) - mask.dim())).to(units.device)
 
 
 def _name(key: Key) -> str:

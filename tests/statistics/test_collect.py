@@ -208,18 +208,74 @@ def test_nonlinear_sites_come_first():
             choose_sites(spec_of(model, *sites), wrong)
 
 
-def test_padding_is_left_out():
-    class Tokens(nn.Module):
-        def forward(self, x, attention_mask):
-            return F.relu(x)
+class Tokens(nn.Module):
+    """relu over tokens laid out as asked; the mask comes by name, by place or inverted."""
 
-    model = Tokens()
+    def __init__(self, layout) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def forward(self, x, attention_mask=None, src_key_padding_mask=None):
+        return F.relu(self.layout(x))
+
+
+LAYOUTS = {
+    "batch first": (lambda x: x, 2, lambda x: x),
+    "tokens first": (lambda x: x.transpose(0, 1), 2, lambda x: x),
+    "heads between": (lambda x: x.unflatten(2, (2, 2)).transpose(1, 2), 3, lambda x: x.unflatten(2, (2, 2))),
+    "heads as units": (lambda x: x.unflatten(2, (4, 1)).transpose(1, 2), 1, lambda x: x),
+    "flattened": (lambda x: x.flatten(0, 1), 1, lambda x: x),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("way", ["name", "place", "function"])
+def test_padding_is_left_out(layout, way):
+    """What stands in padding does not matter, wherever the axis of tokens is."""
+    change, axis, rows = LAYOUTS[layout]
+    model = Tokens(change)
     x = handmade.batches(6, 5, 4)[0]
     mask = torch.rand(6, 5, generator=torch.Generator().manual_seed(0)) > 0.4
     spoiled = torch.where(mask.unsqueeze(-1), x, 1e6)
-    seen = site("g", "", "aten.relu.default", axis=2)
-    found = collect(model, model, spec_of(model, seen), [{"x": spoiled, "attention_mask": mask.long()}])
-    check(found[seen], *[F.relu(x)[mask]] * 2)
+    units = 2 if layout == "heads between" else 4
+    seen = site("g", "", "aten.relu.default", axis=axis, width=units, positions=torch.arange(units).unsqueeze(1))
+    spec = spec_of(model, seen)
+    batch, where = {
+        "name": ({"x": spoiled, "attention_mask": mask.long()}, "attention_mask"),
+        "place": (((spoiled, mask),), 1),
+        "function": ({"x": spoiled, "src_key_padding_mask": ~mask}, lambda i: ~i["src_key_padding_mask"]),
+    }[way]
+    found = collect(model, model, spec, [batch], mask=where)
+    check(found[seen], *[F.relu(rows(x)[mask].reshape(-1, units))] * 2)
+
+
+@pytest.mark.parametrize("least", [float("-inf"), torch.finfo(torch.float32).min])
+def test_scores_that_an_attention_mask_blocks_are_left_out(least):
+    class Scores(nn.Module):
+        def forward(self, x, attention_mask=None):
+            return x + torch.where(torch.ones(5, 5).tril().bool(), 0.0, least)
+
+    x = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(6, 5, generator=torch.Generator().manual_seed(0)) > 0.4
+    seen, model = site("g", "", "aten.add.Tensor", axis=1, nonlinear=False), Scores()
+    rows = x.movedim(1, -1)
+    for batch, kept in (({"x": x}, torch.ones(6, 5).bool()), ({"x": x, "attention_mask": mask}, mask)):
+        found = collect(model, model, spec_of(model, seen), [batch])
+        check(found[seen], *[rows[kept.unsqueeze(-1) & torch.ones(5, 5).tril().bool()]] * 2)
+
+
+def test_what_has_no_axis_of_tokens_has_no_padding_and_wrong_masks_are_refused():
+    model = Tokens(lambda x: x.sum(1))
+    x, seen = handmade.batches(6, 5, 4)[0], site("g", "", "aten.relu.default", axis=1)
+    spec, mask = spec_of(model, seen), torch.ones(6, 5)
+    mask[:, 3:] = 0
+    found = collect(model, model, spec, [{"x": x, "attention_mask": mask}])
+    check(found[seen], *[F.relu(x.sum(1))] * 2)
+    for wrong, message in ((mask - 1, "mask of a batch is none"), (mask[None], "is none"), (0 * mask, "padding only")):
+        with pytest.raises(DataError, match=message):
+            collect(model, model, spec, [{"x": x, "attention_mask": wrong}])
+    with pytest.raises(InputError, match="no place of a mask"):
+        collect(model, model, spec, [x], mask=1.5)
 
 
 @pytest.mark.parametrize("which", ["A", "B"])

@@ -1,0 +1,210 @@
+"""Transformers of different seeds: the loss barrier without alignment, by activations, by weights and learned.
+
+python -m benchmarks.studies.transformers --scale cpu --work runs/transformers --out benchmarks/results
+
+A character GPT on tinyshakespeare and a ViT on CIFAR-10, as in Theus et al. 2025, table 2. Alignments and records
+lie in the work folder; a run that is stopped goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import pyalign
+from benchmarks.studies.data import Absent, Augmented, cifar10
+from benchmarks.studies.transformer_ends import TRAINED, Windows, characters, ends, held_out, windows
+from benchmarks.studies.transformer_tables import METHODS, verdicts, write
+from pyalign import ActivationMatching, Alignment, LearnedMatching, SymmetrySpec, WeightMatching
+from pyalign._atomic import replacing
+from pyalign.errors import PyalignWarning
+from pyalign.matching import Problem
+from pyalign.paths import Barrier
+from pyalign.symmetry import Kind, Wreath, derive, fold
+from pyalign.symmetry.elements import composed
+
+POSITIONS = tuple(i / 10 for i in range(11))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured and learnt; `batch` is that of learning by network, `lead` as for `LearnedMatching`."""
+
+    networks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    test: int
+    statistics: int
+    steps: int
+    lr: float
+    batch: tuple[tuple[str, int], ...]
+    lead: float = 0.05
+
+
+SCALES = {
+    "tiny": Scale(("gpt",), (), 4, 4, 2, 3e-3, (("gpt", 2),)),
+    "cpu": Scale(("gpt", "vit"), (1, 2), 256, 256, 500, 3e-3, (("gpt", 16), ("vit", 64))),
+}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What one network is aligned and measured with: batches of statistics, of learning and of the test."""
+
+    inputs: list[Any]
+    learning: Iterable[Any]
+    test: list[Any]
+
+
+def given_for(network: str, scale: Scale) -> Given:
+    """The data of a network.
+
+    Raises:
+        Absent: It is not on this machine.
+    """
+    batch = dict(scale.batch)[network]
+    if network == "gpt":
+        text = characters()
+        starts = torch.randint(TRAINED - 256, (scale.statistics,), generator=torch.Generator().manual_seed(0))
+        seen = windows(text, starts)[0]
+        return Given(list(seen.split(32)), Windows(text, batch, scale.steps, seed=5), held_out(text, scale.test, 32))
+    train, test = cifar10("train", 20000, seed=3), cifar10("test", 8 * scale.test, seed=1)
+    seen = train.x[: 8 * scale.statistics]
+    return Given(list(seen.split(256)), Augmented(train, batch, seed=5), test.batches(256))
+
+
+class Study:
+    """One pair of networks, with everything that was found about it in a folder."""
+
+    def __init__(self, network: str, a: nn.Module, b: nn.Module, given: Given, scale: Scale, work: Path) -> None:
+        self.network, self.a, self.b, self.given, self.scale, self.work = network, a, b, given, scale, work
+        self._folded: tuple[nn.Module, nn.Module, SymmetrySpec] | None = None
+
+    def folded(self) -> tuple[nn.Module, nn.Module, SymmetrySpec]:
+        """Both models with the scales of their norms in the readers, and the symmetry of all classes."""
+        if self._folded is None:
+            example = self.given.inputs[0][:2]
+            one, two = fold(self.a, example), fold(self.b, example)
+            spec = derive(one.model, example, within=Kind.INVERTIBLE, constants=one.constants)
+            self._folded = one.model, two.model, spec
+        return self._folded
+
+    def plain(self) -> SymmetrySpec:
+        """The permutations of the models as they are."""
+        return derive(self.a, self.given.inputs[0][:2], within=Kind.PERMUTATION)
+
+    def measured(self, method: str) -> Barrier:
+        """The barrier of a method."""
+        path = self.work / f"{self.network}-{method.replace(' ', '-').replace(',', '')}.json"
+        if path.is_file():
+            return Barrier.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        a, b = self.folded()[:2] if "all" in method else (self.a, self.b)
+        moved = b if method == "vanilla" else self.alignment(method).apply(b)
+        record = pyalign.barrier(a, moved, self.given.test, t=POSITIONS)
+        record.to_json(path)
+        return record
+
+    def alignment(self, method: str) -> Alignment:
+        """The alignment of a method, found or read back."""
+        path = self.work / f"{self.network}-{method.replace(' ', '-').replace(',', '')}.safetensors"
+        if not path.is_file():
+            found = self._found(method, path)
+            with replacing(path) as temporary:
+                found.save(temporary)
+        return Alignment.load(path)
+
+    def _found(self, method: str, path: Path) -> Alignment:
+        if method == "activation":
+            return self._heads_and_units()
+        everything = "all" in method
+        a, b, spec = self.folded() if everything else (self.a, self.b, self.plain())
+        if method.startswith("weight"):
+            return WeightMatching(sweeps=30).match(Problem(a, b, spec))
+        start = self.alignment(method.replace("learned", "weight"))
+        if everything:
+            start = self._with_units_by_activations(start, a, b)
+        learned = LearnedMatching(
+            start=start, steps=self.scale.steps, lr=self.scale.lr, lead=self.scale.lead, schedule=half_cosine,
+            checkpoint=path.with_suffix(".search.safetensors"), every=50,
+        )  # fmt: skip
+        return learned.match(Problem(a, b, spec, self.given.learning))
+
+    def _with_units_by_activations(self, start: Alignment, a: nn.Module, b: nn.Module) -> Alignment:
+        """The start with feed-forward units matched by what they do instead.
+
+        They correlate three times as well as those matched by weights, and learning comes further in as many steps.
+        """
+        spec = derive(a, self.given.inputs[0][:2])
+        seen = ActivationMatching().match(Problem(a, start.apply(b), spec, self.given.inputs))
+        outer = {g.structure.outer for g in start.spec.groups.values() if isinstance(g.structure, Wreath)}
+        elements = dict(start.transforms)
+        for name, group in start.spec.groups.items():
+            if group.kind is Kind.PERMUTATION and name not in outer and name in seen.transforms:
+                elements[name] = composed(seen.transforms[name], elements[name])
+        return start.with_transforms(elements, method=f"{start.method}, units by activations")
+
+    def _heads_and_units(self) -> Alignment:
+        """Heads and units of the feed-forward layers by their activations; the residual stream stays."""
+        spec = self.plain()
+        found = ActivationMatching().match(Problem(self.a, self.b, spec, self.given.inputs))
+        stream = max(spec.groups, key=lambda name: len(spec.of(name)))
+        stay = spec.identity().transforms[stream]
+        return found.with_transforms({**found.transforms, stream: stay})
+
+
+def half_cosine(fraction: float) -> float:
+    """From 1 to 1 % along half a cosine."""
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def carry_out(scale: Scale, work: Path) -> dict[str, Any]:
+    """All methods on all networks; what is done already is read back."""
+    rows = []
+    for network in scale.networks:
+        a, b = ends(network, scale.seeds, work)[:2]
+        study = Study(network, a, b, given_for(network, scale), scale, work)
+        for method in METHODS:
+            record = study.measured(method)
+            rows.append({"network": network, "method": method, **record.to_dict()})
+    return {"rows": rows, "falls_short": verdicts(rows)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study; the exit status is 1 where it falls short of what was published."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=tuple(SCALES), default="cpu", help="tiny only tries the code")
+    parser.add_argument("--networks", nargs="+", choices=["gpt", "vit"], help="only these")
+    parser.add_argument("--work", type=Path, required=True, help="folder for networks, alignments and records")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    options = parser.parse_args(arguments)
+    scale = SCALES[options.scale]
+    if options.networks:
+        scale = Scale(**{**asdict(scale), "networks": tuple(options.networks)})
+    options.work.mkdir(parents=True, exist_ok=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PyalignWarning)
+            content = carry_out(scale, options.work)
+    except Absent as reason:
+        print(f"skipped: {reason}")
+        return 0
+    content["settings"] = {
+        "scale": options.scale, "torch": torch.__version__, "pyalign": pyalign.__version__,
+        "machine": platform.processor() or platform.machine(), **asdict(scale),
+    }  # fmt: skip
+    print(write(options.out, content))
+    return 1 if content["falls_short"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
