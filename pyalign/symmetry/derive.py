@@ -67,6 +67,8 @@ def derive(
         >>> [(g.name, g.size) for g in derive(model, torch.randn(2, 4)).groups.values()]
         [('0', 8)]
     """
+    from pyalign.symmetry.experts import ordered_experts
+
     if not isinstance(model, nn.Module):
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
@@ -74,6 +76,7 @@ def derive(
     ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, tuple(constants))
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
     spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
+    spec = ordered_experts(spec, model, example_inputs, ties, traces[0].sights)
     held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(shapes[n])))
     spec = replace(spec, constants=tuple(constants), fixed=(*spec.fixed, *held))
     return spec if within is Kind.SCALED else spec.within(within)

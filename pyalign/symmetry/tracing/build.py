@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 
 import numpy as np
 import torch
@@ -152,7 +153,7 @@ def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[i
 def _mixture(m: Mixture, groups: dict[str, Group]) -> list[AxisBinding]:
     """Add the group of a mixture, named after its first tensor, and bind it to its axes."""
     base = m.places[0][0].tensor.rsplit(".", 1)[0]
-    name = next(n for n in (f"{base}.within{k}" for k in ("", *map(str, range(2, 10**6)))) if n not in groups)
+    name = next(n for n in (f"{base}.within{k}" for k in chain([""], count(2))) if n not in groups)
     structure = Flat() if m.holder is None else Wreath(m.holder.name, len(m.holder.units))
     groups[name] = Group(name, m.size, m.kind, structure, m.reason)
     bindings = []
