@@ -38,7 +38,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(("top2",), ("first",), 16, 2, 2, ("top2",), 2, 16, 1, 4, 3),
-    "cpu": Scale(("dense", "top2", "shared"), ("first", "all"), 64, 8, 400, ("top2", "dense"), 1200, 64, 2, 96, 25),
+    "cpu": Scale(("dense", "top2", "shared"), ("first", "all"), 64, 8, 300, ("top2",), 800, 64, 2, 64, 25),
     "full": Scale(
         ("dense", "top2", "shared"), ("first", "all"), 128, 64, 5000, ("dense", "top2", "shared"), 10000, 128, 4, 512,
         25,

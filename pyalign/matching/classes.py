@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyalign.errors import MismatchError
+from pyalign.matching.experts import expert_notes
 from pyalign.matching.mixed import MixedDescent
 from pyalign.matching.problem import Problem
 from pyalign.symmetry import Alignment, state_of
@@ -19,7 +21,14 @@ _AT_ONCE = 5
 
 
 def match_classes(
-    problem: Problem, *, restarts: int, sweeps: int, signs: bool, start: Alignment | None, backend: str
+    problem: Problem,
+    *,
+    restarts: int,
+    sweeps: int,
+    signs: bool,
+    start: Alignment | None,
+    backend: str,
+    experts: str = "exact",
 ) -> Alignment:
     """Weight matching over all classes of transforms; arguments are those of `WeightMatching`.
 
@@ -34,7 +43,7 @@ def match_classes(
             given=f"fingerprint {start.spec.fingerprint}",
             expected=spec.fingerprint,
         )
-    descent = MixedDescent(spec, state_of(problem.model_a), state_of(problem.model_b), signs, backend)
+    descent = MixedDescent(spec, state_of(problem.model_a), state_of(problem.model_b), signs, backend, experts)
     before = _cosines(descent)
     first = descent.objective
     if start is not None:
@@ -60,7 +69,7 @@ def match_classes(
     descent.restart(best)
     notes = ["the objective is minus half the squared distance of the matched weights"]
     notes += [] if converged else [f"still improving after {sweeps} sweeps; allow more"]
-    return Alignment(
+    answer = Alignment(
         spec,
         {name: best[name] for name in spec.groups},
         method="weight matching" + (f" (best of {restarts})" if restarts > 1 else ""),
@@ -72,6 +81,7 @@ def match_classes(
         seconds={"matching": time.perf_counter() - began},
         notes=tuple(notes),
     )
+    return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
 
 
 def _cosines(descent: MixedDescent) -> dict[str, float]:

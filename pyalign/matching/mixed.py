@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups, in_blocks
+from pyalign.matching.blocks import Blocks
+from pyalign.matching.experts import check_experts, expert_blocks, expert_costs, expert_groups, lies_in_experts
 from pyalign.matching.nearest import Grams, circuit_table, gain_table, nearest
 from pyalign.symmetry import (
     BlockLinear,
@@ -55,6 +57,7 @@ class MixedDescent:
         state_b: Weights of model B by name.
         signs: Whether signs are used where a group allows them.
         backend: Implementation of `pyalign.engine.linear_assignment`.
+        experts: How the order of experts is found, see `pyalign.matching.experts`.
     """
 
     def __init__(
@@ -64,8 +67,12 @@ class MixedDescent:
         state_b: Mapping[str, Tensor],
         signs: bool = True,
         backend: str = "auto",
+        experts: str = "exact",
     ) -> None:
-        self.spec, self.signs, self.backend = spec, signs, backend
+        check_experts(experts)
+        self.spec, self.signs, self.backend, self.experts = spec, signs, backend, experts
+        state_a, state_b = spec.stacked(state_a), spec.stacked(state_b)
+        self.mixtures = expert_groups(spec)
         names = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
         self.a = {n: state_a[n].detach().double() for n in names}
         self.start = {n: state_b[n].detach().double() for n in names}
@@ -167,9 +174,14 @@ class MixedDescent:
 
     def _orders(self, family: _Family, mixing: Sequence[Group], only: frozenset[str] | None) -> list[Elements]:
         plain = [g for g in family.groups if not g.kind.mixes]
-        evidence = {g.name: e for g in plain if (e := self._evidence(g, mixing, only)) is not None}
+        evidence: dict[str, Evidence | Blocks] = {}
+        for g in plain:
+            inside = lies_in_experts(self.spec, g)
+            known = expert_blocks(self.spec, g, self.a, self.b, only) if inside else self._evidence(g, mixing, only)
+            evidence |= {} if known is None else {g.name: known}
         if not mixing:
-            solution = assign_groups(plain, evidence, self.signs, self.backend)
+            costs = self._expert_costs(plain, only)
+            solution = assign_groups(plain, evidence, self.signs, self.backend, costs)
             self._note(solution.worst_gap)
             return [dict(solution.elements)]
         gains, circuits = [], []
@@ -181,11 +193,20 @@ class MixedDescent:
         answers: list[Elements] = [{g.name: following(g, self._identity(family)) for g in plain}]
         for table in (torch.stack(gains).sum(0), torch.stack(circuits).sum(0)):
             own = evidence.get(family.top.name)
+            assert not isinstance(own, Blocks)
             with_own = Evidence(table if own is None else table + own.gain(False))
             solution = assign_groups(plain, {**evidence, family.top.name: with_own}, False, self.backend)
             self._note(solution.worst_gap)
             answers.append(dict(solution.elements))
         return answers
+
+    def _expert_costs(self, groups: Sequence[Group], only: frozenset[str] | None) -> dict[str, Tensor]:
+        """Costs by which the order of experts is found where it is not found exactly."""
+        if self.experts == "exact":
+            return {}
+        names = [g.name for g in groups if g.name in self.mixtures]
+        costs = {n: expert_costs(self.spec, n, self.a, self.b, self.experts, only) for n in names}
+        return {n: cost for n, cost in costs.items() if cost is not None}
 
     def _identity(self, family: _Family) -> Elements:
         elements: Elements = {}
@@ -199,27 +220,35 @@ class MixedDescent:
         return BlockLinear(nearest(grams, group.kind), group.kind, perm)
 
     def _scaled(self, family: _Family, orders: Sequence[Elements], only: frozenset[str] | None) -> list[Elements]:
-        """The same orders with the best factors, for a flat group that may scale its units."""
-        top = family.top
-        if not top.kind.scales or family.inner:
+        """The same orders with the best factors for all groups that may scale their units, where none is mixed."""
+        scaling = [g for g in family.groups if g.kind.scales]
+        if not scaling or any(g.kind.mixes for g in family.groups):
             return []
-        found: list[Elements] = []
-        for order in orders:
-            element = order[top.name]
-            assert isinstance(element, ScaledPermutation)
-            sums = [m.diagonal()[:, None, None] for m in self._own(top, only)]
-            one, two = (m.gather(1, element.perm.unsqueeze(1))[:, :, None] for m in self._products(top, only))
-            grams = Grams(one, two, sums[0][element.perm], sums[1][element.perm])
-            kind = Kind.INVERTIBLE if top.kind.signs and self.signs else Kind.POSITIVE
-            found.append({top.name: ScaledPermutation(element.perm, nearest(grams, kind).reshape(-1))})
-        return found
+        return [{**order, **{g.name: self._factors(g, order[g.name], only) for g in scaling}} for order in orders]
+
+    def _factors(self, group: Group, element: Transform, only: frozenset[str] | None) -> ScaledPermutation:
+        """An order with the best factors: signs where they are used, and sizes."""
+        assert isinstance(element, ScaledPermutation)
+        sums = torch.zeros(4, group.size, dtype=torch.float64)
+        for b in self.spec.of(group.name):
+            if b.tensor in self.a and (only is None or b.tensor in only) and b.side.power:
+                side = 1 if b.side is Side.CONTRAVARIANT else 0
+                one, two = (
+                    b.unfold(self.a[b.tensor]),
+                    b.unfold(self.b[b.tensor])[element.perm.to(self.b[b.tensor].device)],
+                )
+                sums[side] += (one * two).sum(1).cpu()
+                sums[side + 2] += two.square().sum(1).cpu()
+        kind = Kind.INVERTIBLE if group.kind.signs and self.signs else Kind.POSITIVE
+        return ScaledPermutation(element.perm, nearest(Grams(*sums[:, :, None, None]), kind).reshape(-1))
 
     def _evidence(self, group: Group, mixing: Sequence[Group], only: frozenset[str] | None) -> Evidence | None:
         """Similarity of units, without the entries that a mixing group within them compares."""
         covered = {(b.tensor, b.axis): b.positions for g in mixing for b in self.spec.of(g.name)}
+        inside_experts = {b.tensor for g in self.mixtures.get(group.name, []) for b in self.spec.of(g.name)}
         odd = even = None
         for b in self.spec.of(group.name):
-            if b.tensor not in self.a or (only is not None and b.tensor not in only):
+            if b.tensor not in self.a or (only is not None and b.tensor not in only) or b.tensor in inside_experts:
                 continue
             inside = [
                 c.positions for g in mixing for c in self.spec.of(g.name) if (c.tensor, c.axis) == (b.tensor, b.axis)

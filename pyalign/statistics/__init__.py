@@ -2,6 +2,7 @@
 
 from pyalign.statistics.batches import checked, outputs_of, split
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
+from pyalign.statistics.choices import expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.sites import choose_sites
@@ -11,8 +12,10 @@ __all__ = [
     "checked",
     "choose_sites",
     "collect",
+    "expert_counts",
     "has_batchnorm",
     "outputs_of",
     "reestimate_batchnorm",
+    "selected_experts",
     "split",
 ]
