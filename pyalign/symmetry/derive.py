@@ -40,7 +40,9 @@ def derive(
 
     Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are
     summed over, elementwise operators tie units that meet, unknown operators hold them in place. Units that play the
-    same part form a group.
+    same part form a group. Experts of a mixture change places with their rows of the router, and each has units of its
+    own, where random elements leave the outputs of float64 copies of the model unchanged (`pyalign.symmetry.experts`);
+    without weights (on the meta device) they stay.
 
     The model runs once in evaluation mode (and once in training mode when some parameters are only
     used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
