@@ -3,6 +3,7 @@
 from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.align import align
 from pyalign.matching.checkpoints import align_folders
+from pyalign.matching.experts import expert_orders
 from pyalign.matching.learned import LearnedMatching
 from pyalign.matching.pam import PAM, PAMAnswer
 from pyalign.matching.problem import Method, Problem
@@ -22,6 +23,7 @@ __all__ = [
     "WeightMatching",
     "align",
     "align_folders",
+    "expert_orders",
     "share",
     "universe",
 ]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
+from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
+from pyalign.statistics.choices import expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
 from pyalign.statistics.sites import SITES
-from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec
+from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec, state_of
 from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
@@ -96,17 +98,21 @@ class ActivationMatching:
             by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
+        idle = _never_chosen(problem, evidence)
         solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
         elements = completed(spec, solution.elements)
+        states = [spec.stacked(state_of(model)) for model in (problem.model_a, problem.model_b)]
+        hidden = [g.name for gs in expert_groups(spec).values() for g in gs if g.name not in by_group]
+        elements |= units_by_weights(spec, elements, hidden, states[0], states[1], self.backend)
         before, after = {}, {}
         for name, sites in by_group.items():
             correlation = self._mean_correlation(sites, evidence[name])
             before[name] = _along(correlation, ScaledPermutation.identity(len(correlation)))
             after[name] = _along(correlation, solution.elements[name])
-        return Alignment(
+        answer = Alignment(
             spec,
             elements,
             method=f"activation matching ({self.similarity}, {self.observe} the nonlinearity)",
@@ -117,8 +123,9 @@ class ActivationMatching:
             correlation_after=after,
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
-            notes=tuple(_notes(spec, evidence, solution)),
+            notes=(*_notes(spec, evidence, solution, hidden), *idle),
         )
+        return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
 
     def _evidence(self, moments: list[Moments]) -> Evidence:
         """What all sites say together, where their moments are; on the host if some are there."""
@@ -138,6 +145,23 @@ class ActivationMatching:
         if self.similarity == "correlation":
             return moments.correlation()
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
+
+
+def _never_chosen(problem: Problem, evidence: Mapping[str, Evidence]) -> list[str]:
+    """Mark experts to which no token goes as dead, and say which; data that can be read only once is not read again."""
+    if not expert_groups(problem.spec) or problem.data is None or isinstance(problem.data, Iterator):
+        return []
+    notes = []
+    chosen = [selected_experts(model, problem.spec, problem.data) for model in (problem.model_a, problem.model_b)]
+    for name, found in evidence.items():
+        if name not in chosen[0] or name not in chosen[1]:
+            continue
+        dead = [expert_counts(side[name], len(found.similarity)) == 0 for side in chosen]
+        found.dead_a, found.dead_b = dead
+        for which, mark in zip("AB", dead, strict=True):
+            if bool(mark.any()):
+                notes.append(f"experts of {name!r} that {which} never chooses: {torch.where(mark)[0].tolist()}")
+    return notes
 
 
 def _common(devices: list[torch.device]) -> torch.device:
@@ -160,15 +184,19 @@ def _along(correlation: Tensor, element: ScaledPermutation) -> float:
     return float(matched.mean()) if matched.numel() else 0.0
 
 
-def _notes(spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solution) -> list[str]:
-    notes = []
+def _notes(
+    spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solution, by_weights: Sequence[str]
+) -> list[str]:
+    notes = [f"units within experts are matched by weights: {', '.join(by_weights)}"] if by_weights else []
     for name, found in evidence.items():
         assert found.dead_a is not None and found.dead_b is not None
         dead = int(found.dead_a.sum()), int(found.dead_b.sum())
         if any(dead):
             notes.append(f"group {name!r}: {dead[0]} dead units in A, {dead[1]} in B, matched among themselves last")
     still = [name for name, element in solution.elements.items() if element.is_identity]
-    unseen = [g.name for g in spec.groups.values() if g.name not in evidence and g.name in still]
+    unseen = [
+        g.name for g in spec.groups.values() if g.name not in evidence and g.name in still and g.name not in by_weights
+    ]
     if unseen:
         shown = ", ".join(repr(n) for n in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         notes.append(f"left in place, since no activations of theirs were seen: {shown}")

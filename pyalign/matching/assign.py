@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyalign.engine import Assignment, linear_assignment
+from pyalign.matching.blocks import Blocks
 from pyalign.symmetry import Group, Kind, ScaledPermutation, Wreath
 
 __all__ = ["Evidence", "Solution", "assign_groups", "children_of", "in_blocks", "signs_of"]
@@ -111,7 +112,11 @@ def in_blocks(matrix: Tensor, blocks: int) -> Tensor:
 
 
 def assign_groups(
-    groups: Sequence[Group], evidence: Mapping[str, Evidence], signs: bool = True, backend: str = "auto"
+    groups: Sequence[Group],
+    evidence: Mapping[str, Evidence | Blocks],
+    signs: bool = True,
+    backend: str = "auto",
+    costs: Mapping[str, Tensor] | None = None,
 ) -> Solution:
     """Maximise the summed similarity of matched units exactly, group by group, blocks with what is in them.
 
@@ -123,10 +128,11 @@ def assign_groups(
         evidence: Similarity by group; groups without any stay in place (within their blocks).
         signs: Whether to use signs where a group allows them.
         backend: Implementation of `pyalign.engine.linear_assignment`.
+        costs: Groups of blocks that are matched by these costs alone; what is in them is matched afterwards.
     """
-    search = _Search({g.name: g for g in groups}, evidence, signs, backend)
+    search = _Search({g.name: g for g in groups}, evidence, signs, backend, costs or {})
     for group in reversed(groups):
-        if isinstance(group.structure, Wreath):
+        if isinstance(group.structure, Wreath) and group.structure.outer not in search.costs:
             search.fill_table(group, group.structure.blocks)
     search.solve_flat([g for g in groups if not isinstance(g.structure, Wreath)])
     for group in groups:
@@ -137,8 +143,17 @@ def assign_groups(
 
 
 class _Search:
-    def __init__(self, groups: dict[str, Group], evidence: Mapping[str, Evidence], signs: bool, backend: str) -> None:
-        self.groups, self.evidence, self.signs, self.backend = groups, evidence, signs, backend
+    def __init__(
+        self,
+        groups: dict[str, Group],
+        evidence: Mapping[str, Evidence | Blocks],
+        signs: bool,
+        backend: str,
+        costs: Mapping[str, Tensor],
+    ) -> None:
+        self.groups, self.signs, self.backend, self.costs = groups, signs, backend, costs
+        self.evidence = {name: e for name, e in evidence.items() if isinstance(e, Evidence)}
+        self.blocks = {name: e for name, e in evidence.items() if isinstance(e, Blocks)}
         self.children = children_of(groups)
         self.tables: dict[str, Tensor] = {}
         self.within: dict[str, Tensor] = {}
@@ -147,6 +162,8 @@ class _Search:
 
     def gain(self, group: Group) -> Tensor | None:
         """Own gain of a group plus the tables of the groups within its units; None where nothing is known."""
+        if group.name in self.costs:
+            return -self.costs[group.name]
         own = self.evidence.get(group.name)
         parts = [] if own is None else [own.gain(self.free(group))]
         parts += [self.tables[c.name] for c in self.children.get(group.name, []) if c.name in self.tables]
@@ -167,6 +184,11 @@ class _Search:
 
     def fill_table(self, group: Group, blocks: int) -> None:
         """Match every block of A with every block of B within one group."""
+        if group.name in self.blocks:
+            rows = [self.fill_row(group, k, torch.arange(blocks)) for k in range(blocks)]
+            self.within[group.name] = torch.stack([perms for perms, _ in rows])
+            self.tables[group.name] = torch.stack([values for _, values in rows])
+            return
         gain = self.gain(group)
         inner = group.size // blocks
         stay = torch.arange(inner).expand(blocks, blocks, inner)
@@ -182,6 +204,12 @@ class _Search:
         perm = self.within[group.name].to(gain.device).unsqueeze(-1)
         self.tables[group.name] = split.gather(-1, perm).squeeze(-1).sum(-1)
 
+    def fill_row(self, group: Group, block: int, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Match one block of A with blocks of B: the inner orders, and what each pair contributes."""
+        gains = self.blocks[group.name].gains(block, others, self.free(group))
+        perms = self.solve([gains])[0]
+        return perms.cpu(), gains.gather(-1, perms.to(gains.device).unsqueeze(-1)).squeeze(-1).sum(-1).double().cpu()
+
     def solve_flat(self, groups: Sequence[Group]) -> None:
         gains = {g.name: self.gain(g) for g in groups if g.kind is not Kind.IDENTITY}
         known = {n: self.preferred(self.groups[n], gain) for n, gain in gains.items() if gain is not None}
@@ -194,6 +222,12 @@ class _Search:
     def place(self, group: Group, structure: Wreath) -> None:
         """Put the blocks where their outer group goes, each with the inner order that was best for that pair."""
         outer, inner = self.perms[structure.outer], group.size // structure.blocks
+        if group.name in self.blocks and group.name not in self.within:
+            chosen = torch.cat([self.fill_row(group, k, outer[k : k + 1])[0] for k in range(len(outer))])
+            self.perms[group.name] = (outer.unsqueeze(1) * inner + chosen).reshape(-1)
+            return
+        if group.name not in self.within:
+            self.fill_table(group, structure.blocks)
         chosen = self.within[group.name][torch.arange(structure.blocks), outer]
         self.perms[group.name] = (outer.unsqueeze(1) * inner + chosen).reshape(-1)
 
@@ -201,8 +235,12 @@ class _Search:
         for name, perm in self.perms.items():
             own = self.evidence.get(name)
             scale = None
+            free = self.free(self.groups[name])
+            if name in self.blocks:
+                odd, even = self.blocks[name].along(perm)
+                scale = torch.where(odd < 0, -1.0, 1.0).double() if free and bool((odd < 0).any()) else None
+                self.solution.objective += float((odd.abs() if free else odd).sum() + even.sum())
             if own is not None:
-                free = self.free(self.groups[name])
                 along = perm.to(own.similarity.device)
                 scale = signs_of(own.similarity, along, free)
                 self.solution.objective += float(own.gain(free).gather(1, along.unsqueeze(1)).sum())

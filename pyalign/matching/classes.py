@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyalign.errors import MismatchError
+from pyalign.matching.experts import expert_notes
 from pyalign.matching.mixed import MixedDescent
 from pyalign.matching.problem import Problem
 from pyalign.symmetry import Alignment, SymmetrySpec, state_of
@@ -20,7 +22,7 @@ _AT_ONCE = 5
 
 
 def match_classes(
-    problem: Problem, *, restarts: int, sweeps: int, signs: bool, start: Alignment | None, backend: str
+    problem: Problem, *, restarts: int, sweeps: int, signs: bool, start: Alignment | None, backend: str, experts: str
 ) -> Alignment:
     """Weight matching over all classes of transforms; arguments are those of `WeightMatching`."""
     return match_states(
@@ -32,6 +34,7 @@ def match_classes(
         signs=signs,
         start=start,
         backend=backend,
+        experts=experts,
         seed=problem.seed,
         progress=problem.progress,
     )
@@ -47,6 +50,7 @@ def match_states(
     signs: bool = True,
     start: Alignment | None = None,
     backend: str = "auto",
+    experts: str = "exact",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Alignment:
@@ -64,6 +68,7 @@ def match_states(
         signs: Whether signs are used.
         start: Where to begin.
         backend: Of the linear assignments.
+        experts: How the order of experts is found.
         seed: Of the order of the groups.
         progress: Whether to show a bar, None for only on a terminal.
 
@@ -84,7 +89,7 @@ def match_states(
         )
     hidden = None if progress is None else not progress
     with tqdm(total=None, desc="weight matching", unit=" groups", disable=hidden, leave=False) as bar:
-        descent = MixedDescent(spec, state_a, state_b, signs, backend, bar.update)
+        descent = MixedDescent(spec, state_a, state_b, signs, backend, experts, bar.update)
         before, first = _cosines(descent), descent.objective
         if start is not None:
             descent.restart(start.transforms)
@@ -108,7 +113,7 @@ def match_states(
     notes = ["the objective is minus half the squared distance of the matched weights"]
     notes += [f"at the identity the objective is {first:.6g}"]
     notes += [] if converged else [f"still improving after {sweeps} sweeps; allow more"]
-    return Alignment(
+    answer = Alignment(
         spec,
         {name: descent.elements[name] for name in spec.groups},
         method="weight matching" + (f" (best of {restarts})" if restarts > 1 else ""),
@@ -120,6 +125,7 @@ def match_states(
         seconds={"matching": time.perf_counter() - began},
         notes=tuple(notes),
     )
+    return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
 
 
 def _cosines(descent: MixedDescent) -> dict[str, float]:

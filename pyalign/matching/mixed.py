@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, assign_groups, in_blocks
+from pyalign.matching.blocks import Blocks
+from pyalign.matching.experts import check_experts, expert_blocks, expert_costs, expert_groups, lies_in_experts
 from pyalign.matching.nearest import circuit_table, gain_table, nearest
 from pyalign.matching.nested import Nested, carriers, flat
 from pyalign.matching.pair import Pair
@@ -48,6 +50,7 @@ class MixedDescent:
         state_b: Weights of model B by name.
         signs: Whether signs are used where a group allows them.
         backend: Implementation of `pyalign.engine.linear_assignment`.
+        experts: How the order of experts is found, see `pyalign.matching.experts`.
         tick: Called after every step.
     """
 
@@ -58,9 +61,12 @@ class MixedDescent:
         state_b: Mapping[str, Tensor],
         signs: bool = True,
         backend: str = "auto",
+        experts: str = "exact",
         tick: Callable[[], object] = lambda: None,
     ) -> None:
-        self.spec, self.signs, self.backend, self.tick = spec, signs, backend, tick
+        check_experts(experts)
+        self.spec, self.signs, self.backend, self.experts, self.tick = spec, signs, backend, experts, tick
+        self.mixtures = expert_groups(spec)
         self.pair = Pair(spec, state_a, state_b)
         self.families = _families(spec)
         self.sizes = {n: self.pair.size(n) for n in self.pair.names}
@@ -193,17 +199,33 @@ class _Step:
         return proposals + self._scaled(orders)
 
     def _orders(self) -> list[Elements]:
-        evidence = {g.name: e for g in self.plain if (e := self.products.evidence(g, self.mixing)) is not None}
+        evidence = {g.name: e for g in self.plain if (e := self._evidence(g)) is not None}
         if not self.mixing:
-            return [self._assigned(evidence, self.descent.signs)]
+            return [self._assigned(evidence, self.descent.signs, self._expert_costs())]
         answers: list[Elements] = [self._following()]
         for tables in self._tables():
             known = dict(evidence)
             for name, table in tables.items():
                 own = evidence.get(name)
+                assert not isinstance(own, Blocks)
                 known[name] = Evidence(table if own is None else table + own.gain(False))
             answers.append(self._assigned(known, False))
         return answers
+
+    def _evidence(self, group: Group) -> Evidence | Blocks | None:
+        """What speaks for one order of a group's units or another, besides the groups that mix."""
+        if lies_in_experts(self.descent.spec, group):
+            return expert_blocks(self.descent.spec, group, *self.products.states, self.only)
+        experts = self.descent.mixtures.get(group.name, [])
+        apart = frozenset(b.tensor for g in experts for b in self.descent.spec.of(g.name))
+        return self.products.evidence(group, self.mixing, apart)
+
+    def _expert_costs(self) -> dict[str, Tensor]:
+        """Costs by which the order of experts is found where it is not found exactly."""
+        spec, how, states = self.descent.spec, self.descent.experts, self.products.states
+        names = [g.name for g in self.plain if g.name in self.descent.mixtures and how != "exact"]
+        costs = {name: expert_costs(spec, name, *states, how, self.only) for name in names}
+        return {name: cost for name, cost in costs.items() if cost is not None}
 
     def _tables(self) -> list[dict[str, Tensor]]:
         """What the mixing groups say of the order of blocks, and of units that change places within them.
@@ -239,8 +261,10 @@ class _Step:
         products = Products(self.descent.pair, placed, self.only)
         return BlockLinear(nearest(products.grams(group), group.kind), group.kind, outer.perm)
 
-    def _assigned(self, evidence: Mapping[str, Evidence], signs: bool) -> Elements:
-        solution = assign_groups(self.plain, evidence, signs, self.descent.backend)
+    def _assigned(
+        self, evidence: Mapping[str, Evidence | Blocks], signs: bool, costs: Mapping[str, Tensor] | None = None
+    ) -> Elements:
+        solution = assign_groups(self.plain, evidence, signs, self.descent.backend, costs or {})
         self.descent.note(solution.worst_gap)
         return dict(solution.elements)
 
@@ -251,18 +275,18 @@ class _Step:
         return {g.name: elements[g.name] for g in self.plain}
 
     def _scaled(self, orders: Sequence[Elements]) -> list[Elements]:
-        """The same orders with the best factors, for a flat group that may scale its units."""
-        top = self.family.top
-        if not top.kind.scales or self.family.inner:
+        """The same orders with the best factors for all groups that may scale their units, where none is mixed."""
+        scaling = [g for g in self.family.groups if g.kind.scales]
+        if not scaling or self.mixing:
             return []
-        kind = Kind.INVERTIBLE if top.kind.signs and self.descent.signs else Kind.POSITIVE
-        found: list[Elements] = []
-        for order in orders:
-            element = order[top.name]
-            assert isinstance(element, ScaledPermutation)
-            factors = nearest(self.products.by_unit(top, element.perm), kind).reshape(-1)
-            found.append({top.name: ScaledPermutation(element.perm, factors)})
-        return found
+        return [{**order, **{g.name: self._factors(g, order[g.name]) for g in scaling}} for order in orders]
+
+    def _factors(self, group: Group, element: Transform) -> ScaledPermutation:
+        """An order with the best factors: signs where they are used, and sizes."""
+        assert isinstance(element, ScaledPermutation)
+        kind = Kind.INVERTIBLE if group.kind.signs and self.descent.signs else Kind.POSITIVE
+        factors = nearest(self.products.by_unit(group, element.perm), kind).reshape(-1)
+        return ScaledPermutation(element.perm, factors)
 
     def _circuit_size(self, group: Group) -> float:
         """The size of the circuits of a group in B, so that those of several groups count alike."""

@@ -28,7 +28,7 @@ class Pair:
     """
 
     def __init__(self, spec: SymmetrySpec, state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]) -> None:
-        self.spec, self._a, self._b = spec, state_a, state_b
+        self.spec, self._states = spec, (state_a, state_b)
         self.names = tuple(dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED))
         self._known = frozenset(self.names)
 
@@ -55,22 +55,27 @@ class Pair:
 
     def both(self, name: str, elements: Elements, precise: bool = False) -> tuple[Tensor, Tensor]:
         """A tensor of A and the same of B at the given elements, in the precision of products."""
-        a = self._a[name].detach()
+        a = self._read(0, name)
         half = a.dtype in (torch.bfloat16, torch.float16)
         dtype = torch.float64 if a.dtype == torch.float64 or (precise and not half) else torch.float32
         return a.to(dtype), self.moved(name, elements).to(dtype)
 
     def moved(self, name: str, elements: Elements) -> Tensor:
         """A tensor of B at the given elements."""
-        return moved_by(elements, self._b[name].detach(), self.spec.on(name))
+        return moved_by(elements, self._read(1, name), self.spec.on(name))
+
+    def _read(self, which: int, name: str) -> Tensor:
+        """A tensor of A (0) or B (1); that of experts in a list is put together."""
+        state, parts = self._states[which], self.spec.stacks.get(name)
+        return state[name].detach() if parts is None else torch.stack([state[part].detach() for part in parts])
 
     def size(self, name: str) -> float:
         """The squared norm of a tensor of A, summed in float64."""
-        return sum(float(x.double().square().sum()) for x in _pieces(self._a[name].detach()))
+        return sum(float(x.double().square().sum()) for x in _pieces(self._read(0, name)))
 
     def cost(self, name: str, elements: Elements) -> float:
         """The squared distance of a tensor of A from that of B at the given elements, summed in float64."""
-        a, b = self._a[name].detach(), self.moved(name, elements)
+        a, b = self._read(0, name), self.moved(name, elements)
         return sum(float((x.double() - y).square().sum()) for x, y in zip(_pieces(a), _pieces(b), strict=True))
 
 

@@ -29,10 +29,10 @@ class Products:
         self._both: dict[str, tuple[Tensor, Tensor]] = {}
         self._own: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def evidence(self, group: Group, mixing: Sequence[Group]) -> Evidence | None:
-        """Similarity of units, without the entries that a mixing group within them compares."""
+    def evidence(self, group: Group, mixing: Sequence[Group], apart: frozenset[str] = frozenset()) -> Evidence | None:
+        """Similarity of units, without the entries that a mixing group within them compares, and without `apart`."""
         odd = even = None
-        for b, one, two in self.pair.rows(group.name, self.elements, self._uncovered(group, mixing)):
+        for b, one, two in self.pair.rows(group.name, self.elements, self._uncovered(group, mixing) - apart):
             if self._covered(b, mixing):
                 continue
             matrix = (one @ two.T).cpu()
@@ -117,6 +117,9 @@ class _Side(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._products.pair.both(name, self._products.elements, precise=True)[self._which]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._products.names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._products.names)

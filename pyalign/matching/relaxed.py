@@ -102,8 +102,14 @@ class RelaxedObjective:
     def at(self, t: float, inputs: Any, targets: Any, index: int, matrices: Mapping[str, Tensor]) -> Tensor:
         """The loss of inputs at t with these matrices."""
         values = {}
+        parts = self.spec.stack_of
+        stacks = {
+            name: mixed(torch.stack([self.b[part] for part in self.spec.stacks[name]]), self.spec.on(name), matrices)
+            for name in {parts[n][0]: None for n in self._names if n in parts}
+        }
         for name in self._names:
-            moved = mixed(self.b[name], self.spec.on(name), matrices)
+            stack, place = parts.get(name, ("", 0))
+            moved = stacks[stack][place] if stack else mixed(self.b[name], self.spec.on(name), matrices)
             point = (1.0 - t) * self.a[name] + t * moved
             values[name] = point + 2.0 * t * (1.0 - t) * self.offset[name] if name in self.offset else point
         return mean_loss(respond(Point(self.module, values), inputs, index), targets, self.custom, index)

@@ -14,6 +14,7 @@ from pyalign.engine import linear_assignment
 from pyalign.errors import InputError, MismatchError
 from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.classes import match_classes
+from pyalign.matching.experts import check_experts, expert_groups
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem
@@ -44,6 +45,8 @@ class WeightMatching:
             permutations only. Where groups mix units (attention heads, residual streams without scales), the distance
             itself is minimised over all classes, see `pyalign.matching.mixed.MixedDescent`.
         backend: Implementation of `pyalign.engine.linear_assignment`.
+        experts: How the order of experts is found: "exact" (a table of the best inner matchings of all pairs of
+            experts), or by "gate", "gram" or "both" (`pyalign.matching.experts`), with units matched afterwards.
 
     Source:
         Ainsworth, Hayase and Srinivasa 2022 (arXiv 2209.04836), section 3.2, algorithm 1.
@@ -59,6 +62,7 @@ class WeightMatching:
     start: Alignment | None = None
     backend: str = "auto"
     within: Kind = Kind.INVERTIBLE
+    experts: str = "exact"
 
     def __post_init__(self) -> None:
         if self.restarts < 1 or self.sweeps < 1:
@@ -67,10 +71,11 @@ class WeightMatching:
                 given=f"restarts={self.restarts}, sweeps={self.sweeps}",
                 expected="1 or more of each",
             )
+        check_experts(self.experts)
 
     def match(self, problem: Problem) -> Alignment:
         """Search for the elements that bring the weights of model B closest to those of model A."""
-        if any(group.kind.mixes for group in problem.spec.groups.values()):
+        if any(group.kind.mixes for group in problem.spec.groups.values()) or expert_groups(problem.spec):
             return self._match_classes(problem)
         began = time.perf_counter()
         spec = problem.spec
@@ -113,6 +118,7 @@ class WeightMatching:
             signs=self.signs,
             start=self.start,
             backend=self.backend,
+            experts=self.experts,
         )
 
     def _first(self, objective: Objective) -> Elements:

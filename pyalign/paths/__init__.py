@@ -3,6 +3,7 @@
 from pyalign.paths.correlations import Correlations, correlations
 from pyalign.paths.curve_record import CurveRecord, Summary
 from pyalign.paths.curves import Curve
+from pyalign.paths.experts import ExpertOverlap, expert_overlap
 from pyalign.paths.fit import curve, garipov_schedule
 from pyalign.paths.linear import LinearPath, interpolate
 from pyalign.paths.measure import barrier, measure
@@ -19,6 +20,7 @@ __all__ = [
     "Correlations",
     "Curve",
     "CurveRecord",
+    "ExpertOverlap",
     "LinearPath",
     "Path",
     "Plane",
@@ -29,6 +31,7 @@ __all__ = [
     "barrier",
     "correlations",
     "curve",
+    "expert_overlap",
     "garipov_schedule",
     "interpolate",
     "measure",

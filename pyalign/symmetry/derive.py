@@ -43,7 +43,9 @@ def derive(
 
     Every position on an axis of a parameter is followed through the operators: sums of products tie the units that are
     summed over, elementwise operators tie units that meet, unknown operators hold them in place. Units that play the
-    same part form a group.
+    same part form a group. Experts of a mixture change places with their rows of the router, and each has units of its
+    own, where random elements leave the outputs of float64 copies of the model unchanged (`pyalign.symmetry.experts`);
+    without weights (on the meta device) they stay.
 
     The model runs once in evaluation mode (and once in training mode when some parameters are only
     used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
@@ -71,6 +73,8 @@ def derive(
         >>> [(g.name, g.size) for g in derive(model, torch.randn(2, 4)).groups.values()]
         [('0', 8)]
     """
+    from pyalign.symmetry.experts import ordered_experts
+
     if not isinstance(model, nn.Module):
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
@@ -78,6 +82,7 @@ def derive(
     ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, tuple(constants))
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
     spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
+    spec = ordered_experts(spec, model, example_inputs, ties, traces[0].sights)
     held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(shapes[n])))
     spec = replace(spec, constants=tuple(constants), fixed=(*spec.fixed, *held))
     return spec if within is Kind.SCALED else spec.within(within)

@@ -58,6 +58,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
         "aliases": dict(spec.aliases),
         "notes": list(spec.notes),
         "constants": list(spec.constants),
+        "stacks": {name: list(parts) for name, parts in spec.stacks.items()},
     }
 
 
@@ -77,6 +78,7 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
         "aliases": dict(content["aliases"]),
         "notes": tuple(content["notes"]),
         "constants": tuple(content.get("constants", ())),
+        "stacks": {name: tuple(parts) for name, parts in content.get("stacks", {}).items()},
     }
 
 

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from pyalign.errors import InputError, MismatchError
 from pyalign.symmetry.actions import act
-from pyalign.symmetry.transforms import Transform
+from pyalign.symmetry.transforms import ScaledPermutation, Transform
 
 if TYPE_CHECKING:
     from pyalign.symmetry.spec import SymmetrySpec
@@ -61,12 +62,46 @@ def apply(
             do="pass the names in the optimiser's order",
         )
     moved = {key: copy.deepcopy(value) for key, value in state.items() if key != "state"}
-    moved["state"] = {
-        index: _moved(spec, elements, name, state["state"][index])
-        for index, name in zip(order, names, strict=True)
-        if index in state["state"]
-    }
+    given = {name: state["state"][index] for index, name in zip(order, names, strict=True) if index in state["state"]}
+    apart = {name: entries for name, entries in given.items() if name not in spec.stack_of}
+    found = {name: _moved(spec, elements, name, entries) for name, entries in apart.items()}
+    for stack, parts in spec.stacks.items():
+        if any(part in given for part in parts):
+            found |= _moved_stack(spec, elements, stack, given)
+    moved["state"] = {index: found[name] for index, name in zip(order, names, strict=True) if name in found}
     return moved
+
+
+def _moved_stack(
+    spec: SymmetrySpec, elements: Mapping[str, Transform], stack: str, given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The entries of tensors that change places with each other; what has no state yet counts as zeros."""
+    parts = spec.stacks[stack]
+    first = next(given[part] for part in parts if part in given)
+    order = torch.arange(len(parts))
+    for b in spec.on(stack):
+        element = elements.get(b.group)
+        if b.axis == 0 and isinstance(element, ScaledPermutation):
+            order = element.perm
+    sources = [parts[i] for i in order.tolist()]
+    result: dict[str, dict[str, Any]] = {
+        part: {} for part, source in zip(parts, sources, strict=True) if source in given
+    }
+    for key, example in first.items():
+        if isinstance(example, Tensor) and example.dim() > 0:
+            zeros = torch.zeros_like(example)
+            whole = torch.stack([given[part][key] if part in given else zeros for part in parts])
+            acted = act(whole, spec.on(stack), elements, -2 if key in _SQUARED else -1)
+            values: dict[str, Any] = {part: acted[i].clone() for i, part in enumerate(parts)}
+        else:
+            values = {
+                part: copy.deepcopy(given[source][key])
+                for part, source in zip(parts, sources, strict=True)
+                if source in given
+            }
+        for part, entries in result.items():
+            entries[key] = values[part]
+    return result
 
 
 def _moved(

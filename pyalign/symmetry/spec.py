@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from pyalign.errors import MismatchError
+from pyalign.errors import InputError, MismatchError
 from pyalign.symmetry import encoding, printing
 from pyalign.symmetry.actions import act
 from pyalign.symmetry.calls import state_of
@@ -41,6 +41,8 @@ class SymmetrySpec:
         aliases: Tied names: name -> the canonical name of the same tensor.
         notes: What the user should know (operators without a rule, parameters never reached).
         constants: Parameters whose entries must all be equal for the symmetry to hold (folded scales).
+        stacks: Tensors that change places with each other (of the experts in a list): the name under which they are
+            bound -> their names, in order. They are bound as one tensor with a further axis 0 that counts them.
     """
 
     groups: dict[str, Group]
@@ -51,14 +53,36 @@ class SymmetrySpec:
     aliases: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
+    stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, group: str) -> tuple[AxisBinding, ...]:
         """The bindings of one group."""
         return self._by_group.get(group, ())
 
     def on(self, tensor: str) -> tuple[AxisBinding, ...]:
-        """The bindings of one tensor (canonical or tied name)."""
+        """The bindings of one tensor (canonical or tied name, or name of a stack).
+
+        Raises:
+            InputError: The tensor changes places with others: it has no bindings of its own.
+        """
+        if tensor in self.stack_of:
+            raise InputError(
+                "a part of a stack does not move by itself",
+                given=repr(tensor),
+                expected=repr(self.stack_of[tensor][0]),
+                do="move whole states: spec.apply, or spec.stacked(state)",
+            )
         return self._by_tensor.get(self.aliases.get(tensor, tensor), ())
+
+    @cached_property
+    def stack_of(self) -> dict[str, tuple[str, int]]:
+        """The stack that a tensor is in, and its place there."""
+        return {part: (name, i) for name, parts in self.stacks.items() for i, part in enumerate(parts)}
+
+    def stacked(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state with every stack as one tensor in place of its parts; all others are the same objects."""
+        found = {name: tensor for name, tensor in state.items() if name not in self.stack_of}
+        return found | {name: torch.stack([state[part] for part in parts]) for name, parts in self.stacks.items()}
 
     def sites_of(self, group: str) -> tuple[Site, ...]:
         """Where one group can be seen, in the order of the computation."""
@@ -77,6 +101,8 @@ class SymmetrySpec:
         """A digest of names, shapes, groups and bindings: equal exactly for interchangeable specs."""
         content = self.to_dict()
         kept = {key: content[key] for key in ("groups", "bindings", "shapes", "aliases", "constants")}
+        if self.stacks:
+            kept["stacks"] = content["stacks"]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:32]
 
     def random(self, seed: int, kind: Kind | None = None) -> Alignment:
@@ -171,7 +197,15 @@ class SymmetrySpec:
         """
         self.check_state(state)
         done: set[str] = set()
+        moved: dict[str, Tensor] = {}
         for name, tensor in state.items():
+            if name in self.stack_of:
+                stack, place = self.stack_of[name]
+                if stack not in moved:
+                    whole = torch.stack([state[part] for part in self.stacks[stack]])
+                    moved[stack] = act(whole, self.on(stack), elements, power * variance_power(stack))
+                yield name, moved[stack][place]
+                continue
             canonical = self.aliases.get(name, name)
             shared = canonical in done and state[canonical].data_ptr() == tensor.data_ptr()
             done.add(name)
@@ -186,7 +220,8 @@ class SymmetrySpec:
         Raises:
             MismatchError: A tensor is missing or has another shape.
         """
-        missing = [name for name in self.shapes if name not in state and name in self._by_tensor]
+        bound = [name for name in self._by_tensor if name not in self.stacks]
+        missing = [name for name in (*bound, *self.stack_of) if name not in state]
         if missing:
             raise MismatchError(
                 "the state dict is not of the model this spec describes",

@@ -19,6 +19,7 @@ from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
 from pyalign.symmetry.linear import BlockLinear
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
+from pyalign.symmetry.wide import WideForms
 
 __all__ = ["Verification", "sound", "verify"]
 
@@ -224,7 +225,7 @@ class _Probe:
 
     def _outputs(self) -> list[Tensor]:
         """All floating-point outputs, in float64."""
-        with untouched(self.model), torch.no_grad():
+        with untouched(self.model), torch.no_grad(), WideForms():
             result = call(self.model, self.inputs)
         return [t.double() for t in tensors_of(result) if t.is_floating_point()]
 

@@ -111,6 +111,7 @@ def check_groups(spec: SymmetrySpec, architecture: Architecture) -> None:
 def check_positions(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> None:
     """Bindings stay inside their axes, every slot has one unit, and no two bindings claim one slot."""
     taken: Counter[tuple[str, int, int]] = Counter()
+    state = spec.stacked(state)
     for b in spec.bindings:
         assert b.group in spec.groups, b
         tensor = state[b.tensor]

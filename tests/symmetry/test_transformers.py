@@ -46,7 +46,7 @@ SPEECH = {
 }  # fmt: skip
 LATENT = {
     **SHARED, "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
-    "topk_group": 1, "moe_intermediate_size": 12, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "topk_group": 1, "moe_intermediate_size": 12, "n_shared_experts": 1, "first_k_dense_replace": 0,
     "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
 }  # fmt: skip
 STREAM, HEADS, CIRCUITS = "scaled permutation 32", "permutation 4", {"invertible 4x8": 2}
@@ -121,7 +121,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
         {HEADS: 3, "permutation 24": 2, "invertible 4x8": 6},
     ),
     "mixtral": (
-        "MixtralForCausalLM", "MixtralConfig", {**SHARED, "num_local_experts": 4}, WRITER, {**GROUPED, **GATED},
+        "MixtralForCausalLM", "MixtralConfig", {**SHARED, "num_local_experts": 4}, WRITER,
+        {**GROUPED, "permutation 4": 1, "scaled permutation 4x24": 1},
+    ),
+    # Gates and ups are neighbours, with biases; sinks keep nothing in place.
+    "gpt_oss": (
+        "GptOssForCausalLM", "GptOssConfig",
+        {**SHARED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, WRITER,
+        {STREAM: 1, "permutation 4": 1, "permutation 4x24": 1},
+    ),
+    "olmoe": (
+        "OlmoeForCausalLM", "OlmoeConfig", {**SHARED, "num_experts": 4, "num_experts_per_tok": 2}, WRITER,
+        {STREAM: 1, "permutation 4": 1, "scaled permutation 4x24": 1},
     ),
     "qwen2_moe": (
         "Qwen2MoeForCausalLM", "Qwen2MoeConfig",
@@ -129,14 +140,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
             **SHARED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
             "shared_expert_intermediate_size": 20,
         },
-        WRITER, {**GROUPED, "scaled permutation 12": 1, "scaled permutation 20": 1},
+        WRITER,
+        {**GROUPED, "permutation 4": 1, "scaled permutation 4x12": 1, "scaled permutation 20": 1},
     ),
-    # Latents move as wholes; the entries without position are mixed in every head, and values with outputs.
+    # Latents move as wholes; the entries without position are mixed in every head, and values with outputs. Experts
+    # move within the two groups of routing, and the groups change places.
     "deepseek_v3": (
         "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
         {
-            STREAM: 1, "scaled permutation 12": 1, "scaled permutation 10": 1, "scaled permutation 24": 1,
-            "invertible 6": 4, "invertible 8": 4,
+            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1, "invertible 6": 4, "invertible 8": 4,
+            "permutation 2": 1, "permutation 2x2": 1, "scaled permutation 4x12": 1,
         },
     ),
     "mamba": (
@@ -247,6 +260,6 @@ def test_the_trained_pairs_architectures(name: str) -> None:
     model = runpy.run_path(str(path))["ZOO"][name]().eval()
     tokens = torch.randint(0, 65, (2, 6))
     spec = derive(model, tokens, within=Kind.INVERTIBLE)
-    experts = {"permutation 256": 16}
-    assert dict(listed(spec)) == {"scaled permutation 128": 1, "permutation 4": 4, "invertible 4x32": 8, **experts}
+    experts = {"permutation 4x256": 4}
+    assert dict(listed(spec)) == {"scaled permutation 128": 1, "permutation 4": 8, "invertible 4x32": 8, **experts}
     assert verify(spec, model, tokens).passed

@@ -153,8 +153,7 @@ def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[i
 def _mixture(m: Mixture, groups: dict[str, Group]) -> list[AxisBinding]:
     """Add the group of a mixture, named after its first tensor, and bind it to its axes."""
     base = m.places[0][0].tensor.rsplit(".", 1)[0]
-    names = chain([f"{base}.within"], (f"{base}.within{k}" for k in count(2)))
-    name = next(n for n in names if n not in groups)
+    name = next(n for n in (f"{base}.within{k}" for k in chain([""], count(2))) if n not in groups)
     structure = Flat() if m.holder is None else Wreath(m.holder.name, len(m.holder.units))
     groups[name] = Group(name, m.size, m.kind, structure, m.reason)
     bindings = []

@@ -219,6 +219,9 @@ class Trace(TorchDispatchMode):
             self.leak(tensor)
             if call.name not in _JUDGES:
                 self.settle(self.pending(tensor))
+        if call.name in _PICKS and self.label(call.args[0]) is None and not bool(call.args[0].any()):
+            self._clear(call.out)  # zeros, whichever are picked
+            return
         rule = RULES.get(call.name)
         if rule is None and torch.Tag.pointwise in call.func.tags:
             rule = RULES["pointwise"]
@@ -342,6 +345,8 @@ _LEAVES = frozenset(
     {"tolist", "numpy", "__array__", "item", "__float__", "__int__", "__bool__", "__index__", "__dlpack__", "data_ptr"}
 )
 
+
+_PICKS = frozenset({"index", "index_select", "gather"})
 
 _JUDGES = frozenset({"add", "mean", "sum"})
 """Operators whose rules judge pending squares and products themselves."""

@@ -228,11 +228,17 @@ class Mixture(nn.Module):
         return self.head(F.relu(self.after(x + mixed)))
 
 
-_EXPERTS = [group(7, out_bias(f"experts.{i}.up"), into(f"experts.{i}.down"), kind=POSITIVE) for i in range(3)]
+_WITHIN = frozenset({("experts.*.up.weight", 1), ("experts.*.up.bias", 1), ("experts.*.down.weight", 2)})
+_EXPERTS = [
+    group(
+        3, out_bias("router"), frozenset((f"experts.*.{part}.{what}", 0) for part in ("up", "down") for what in
+        ("weight", "bias")),
+    ),
+    group(21, _WITHIN, kind=POSITIVE, outer="experts", blocks=3),
+]  # fmt: skip
 _STREAM = group(
-    8, out_bias("stem", *(f"experts.{i}.down" for i in range(3))),
-    into("router", "after", *(f"experts.{i}.up" for i in range(3))),
-    kind=POSITIVE,
+    8, out_bias("stem"), into("router", "after"),
+    frozenset({("experts.*.down.weight", 1), ("experts.*.down.bias", 1), ("experts.*.up.weight", 2)}), kind=POSITIVE,
 )  # fmt: skip
 _AROUND = [
     group(6, out_bias("before"), into("stem"), kind=POSITIVE), group(9, out_bias("after"), into("head"), kind=POSITIVE)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
+from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact, place
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
 from pyalign.symmetry.tracing.rules.repeating import distinct, merged, repeats_of
 from pyalign.symmetry.tracing.ties import Ties
@@ -35,6 +35,8 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
         return None
     results: list[list[Plane]] = [[] for _ in tensors_of(call.out)]
     for plane in trace.planes(source):
+        if not trace.ties.moves(plane):
+            continue
         out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
         for found, atoms in zip(results, tensors_of(out), strict=True):
             found.append(Plane(atoms, plane.scaled))
@@ -118,7 +120,7 @@ def indexed(trace: Trace, call: Call) -> list[Planes] | None:
 
 
 def _indexed_axes(call: Call) -> set[int]:
-    if call.name == "index":
+    if call.name in ("index", "index_put"):
         axes, axis = set(), 0
         for index in call.args[1]:
             width = index.dim() if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) else 1
@@ -243,6 +245,49 @@ def index_added(trace: Trace, call: Call) -> list[Planes] | None:
     return [combine(trace, operands, "add", f"added by index to values that belong to no unit, in {call.place}")]
 
 
+def scattered(trace: Trace, call: Call) -> list[Planes] | None:
+    """scatter, scatter_add: entries go to numbered places along an axis; everything off that axis is a sum."""
+    target, dim, index, source = call.args[:4]
+    if trace.planes(index):
+        return None
+    rank, axis = target.dim(), dim % target.dim()
+    operands = []
+    for t in (target, source):
+        o = trace.operand(t, range(rank), rank)
+        pin(trace, tuple(p for p in o.planes if p.along({axis})), "put to numbered places")
+        operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
+    return [combine(trace, operands, "add", f"put among values that belong to no unit, in {call.place}")]
+
+
+def written(trace: Trace, call: Call) -> list[Planes] | None:
+    """index_put: what is at an index is replaced or added to; along all other axes both are tied."""
+    target, values, axes = call.args[0], call.args[2], _indexed_axes(call)
+    before, rest = min(axes), target.dim() - max(axes) - 1
+    inside = set(range(before, values.dim() - rest))
+    known = any(trace.planes(t) for t in tensors_of(call.args[1]))
+    if known or axes != set(range(before, max(axes) + 1)) or (before and not inside):
+        return None
+    operands = [_off(trace, t, own, axes, target.dim()) for t, own in ((target, axes), (values, inside))]
+    return [combine(trace, operands, "add", f"written by index among values that belong to no unit, in {call.place}")]
+
+
+def _off(trace: Trace, tensor: Tensor, own: set[int], axes: set[int], rank: int) -> Operand:
+    """A tensor seen from the axes of an index space that are not `axes`; its own axes `own` are those of the index."""
+    whole = trace.operand(tensor, range(tensor.dim()), tensor.dim())
+    here = [d for d in range(tensor.dim()) if d not in own]
+    there = [d for d in range(rank) if d not in axes]
+    there = there[len(there) - len(here) :]
+    planes = []
+    for plane in whole.planes:
+        if plane.along(own):
+            trace.ties.collapse(plane, own, "written by index")
+        else:
+            atoms = plane.atoms.reshape([plane.atoms.shape[d] for d in here])
+            planes.append(place(Plane(atoms, plane.scaled), there, rank))
+    fixed = frozenset(there[here.index(d)] for d in whole.fixed if d in here)
+    return Operand(tuple(planes), fixed, whole.zero)
+
+
 def copied(trace: Trace, call: Call) -> list[Planes]:
     """copy_: the target becomes the source."""
     target, source = call.args[0], call.args[1]
@@ -286,6 +331,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
     "stack": stacked,
     "index_add": index_added,
+    "scatter": scattered,
+    "scatter_add": scattered,
+    "index_put": written,
     "as_strided": strided,
     "constant_pad_nd": padded,
     "copy": copied,

@@ -1,0 +1,224 @@
+"""The order of experts (Tran et al. 2025, theorems 4.1 and 4.2): where it is free, and each expert's units with it.
+
+Which expert a token is sent to depends on its values: loops over experts, sorted tokens, masks and lists of modules
+leave no operator in which expert e could be seen to belong to row e of the router. So names and shapes propose what
+would have to move, and the computation decides: a random element of the proposed groups must leave the outputs as they
+are, in float64, on several drawings of the weights near the model's own, until every expert has had a part in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pyalign.symmetry.calls import call, state_of, tensors_of
+from pyalign.symmetry.derive import untouched
+from pyalign.symmetry.elements import following, random_element
+from pyalign.symmetry.expert_groups import with_experts
+from pyalign.symmetry.expert_layers import ExpertLayer, expert_layers
+from pyalign.symmetry.groups import FixedAxis, Site
+from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.tracer import Sight
+from pyalign.symmetry.transforms import Transform
+from pyalign.symmetry.verify import _Probe
+from pyalign.symmetry.wide import WideForms
+
+__all__ = ["ordered_experts"]
+
+_LEAST, _MOST = 3, 12
+"""Drawings of the weights on which a proposal must hold, and after which experts that had no part are given up."""
+_BLUNT = 1e-4
+"""A drawing whose tolerance is larger (rounding moves a token to another expert) decides nothing."""
+
+Proposal = tuple[SymmetrySpec, tuple[str, ...]]
+
+
+def ordered_experts(
+    spec: SymmetrySpec, model: nn.Module, inputs: Any, ties: Ties, sights: Sequence[Sight]
+) -> SymmetrySpec:
+    """The spec with the order of experts where it is free, and with units that move in each expert by themselves.
+
+    Layers are tried together, then those that failed one by one: with experts in any order, then in an order within
+    equal parts that change places (group-limited routing). Layers that do not pass stay as they are, with a reason.
+
+    Args:
+        spec: What was derived from the trace.
+        model: The model; it is copied, not changed.
+        inputs: One batch.
+        ties: What the trace collected.
+        sights: Values that may serve as observation sites.
+    """
+    layers = expert_layers(spec)
+    if not layers or any(t.device.type == "meta" for t in state_of(model).values()):
+        return _held(spec, layers, "experts stay: without weights their order cannot be checked")
+    court = _Court(model, inputs)
+    pending, claimed = list(layers), set[tuple[str, int]]()
+    why: dict[int, str] = {}
+    split = {id(x): _parts(x, ties) for x in layers}
+    for parts in _divisors(layers):
+        for together in (True, False):
+            lots = [pending] if together else [[layer] for layer in pending]
+            for lot in lots:
+                free = [x for x in lot if claimed.isdisjoint(x.axes) and x.count % parts == 0 and x.count > parts]
+                free = [x for x in free if split[id(x)] in (0, parts)]
+                proposal = _proposed(spec, free, court.buffers, parts)
+                reason = court.verdict(proposal[0], proposal[1], free) if proposal[1] else "nothing to move"
+                why.update({id(x): reason for x in free})
+                if not reason:
+                    spec = proposal[0]
+                    claimed |= {axis for x in free for axis in x.axes}
+                    pending = [x for x in pending if not any(x is y for y in free)]
+            if len(pending) < 2:
+                break
+        if not pending:
+            break
+    for layer in pending:
+        if claimed.isdisjoint(layer.axes) and not layer.shared:
+            spec = _held(spec, [layer], f"experts stay: {why.get(id(layer), 'they differ')}")
+    return _seen(spec, ties, sights)
+
+
+def _divisors(layers: Sequence[ExpertLayer]) -> list[int]:
+    """Numbers of equal parts to try, none first."""
+    return [n for n in range(1, max(x.count for x in layers)) if any(x.count % n == 0 for x in layers)]
+
+
+def _parts(layer: ExpertLayer, ties: Ties) -> int:
+    """In how many equal parts the trace saw the router's axis cut (group-limited routing), 0 where it saw none.
+
+    A limit that hardly ever matters might not show in the outputs, so where the axis was cut, no more may move.
+    """
+    routers = {(name, axis) for name, axis in layer.axes}
+    for axis in ties.axes:
+        if (axis.tensor, axis.axis) not in routers or axis.size != layer.count or axis.blocks > 1:
+            continue
+        copies = np.flatnonzero((ties.origin >= axis.start) & (ties.origin < axis.start + axis.size))
+        copies = copies[ties.leader[copies] != 0]
+        leaders = np.unique(ties.origin[ties.leader[copies]])
+        cut = len(leaders) if len(np.unique(ties.origin[copies])) == axis.size else 0
+        if 1 < cut < axis.size:
+            return cut
+    return 0
+
+
+def _proposed(spec: SymmetrySpec, layers: Sequence[ExpertLayer], buffers: set[str], parts: int) -> Proposal:
+    new: list[str] = []
+    for layer in layers:
+        found = None if layer.shared and parts > 1 else with_experts(spec, layer, buffers, parts)
+        if found is not None:
+            spec, names = found
+            new += names
+    return spec, tuple(new)
+
+
+class _Court:
+    """Judges proposals on drawings of a model's weights; each is a float64 copy with noise."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self.model, self.inputs = model, inputs
+        self.buffers = {name for name, _ in model.named_buffers()}
+
+    def verdict(self, spec: SymmetrySpec, new: Sequence[str], layers: Sequence[ExpertLayer]) -> str:
+        """Empty if the new groups leave the outputs as they are; else what stands in the way."""
+        idle: dict[str, set[int]] = {x.scope + x.shared: set(range(x.count)) for x in layers}
+        held = 0
+        for seed in range(_MOST):
+            probe = self._drawn(spec, layers, seed)
+            error = probe.error(spec, _elements(spec, new, seed))
+            if error > probe.least:
+                tolerance = probe.tolerance()
+                if tolerance > _BLUNT:
+                    continue
+                if error > tolerance:
+                    return "moving them changes the outputs"
+            held += 1
+            probe.error(spec, {})
+            for layer in layers:
+                idle[layer.scope + layer.shared] -= _reached(probe, layer)
+            if held >= _LEAST and not any(idle.values()):
+                return ""
+        if held < _LEAST:
+            return "rounding alone sends tokens to other experts"
+        worst = next(sorted(e) for e in idle.values() if e)
+        return f"expert {worst[0]} had no part in the outputs on these inputs; derive with more of them"
+
+    def _drawn(self, spec: SymmetrySpec, layers: Sequence[ExpertLayer], seed: int) -> _Probe:
+        """A copy with noise, on routers more with every drawing: an expert that is never chosen proves nothing."""
+        probe = _Probe(self.model, self.inputs, seed, spec.constants)
+        state = state_of(probe.model)
+        for name in {name for layer in layers for name, _ in layer.axes if state[name].dim() < 3}:
+            if state[name].is_floating_point():
+                size = float(state[name].double().square().mean().sqrt())
+                probe.noise.onto(state[name], 0.5 * seed * size)
+        probe.base = probe._outputs()
+        probe.scale = max((float(t.abs().max()) for t in probe.base if t.numel()), default=0.0) or 1.0
+        return probe
+
+
+def _elements(spec: SymmetrySpec, new: Sequence[str], seed: int) -> dict[str, Transform]:
+    """Random elements of the new groups; all others stay, or follow."""
+    generator = torch.Generator().manual_seed(seed)
+    elements: dict[str, Transform] = {}
+    for group in spec.outer_first():
+        fresh = group.name in new
+        elements[group.name] = (
+            random_element(group, elements, group.kind, generator) if fresh else following(group, elements)
+        )
+    return elements
+
+
+def _reached(probe: _Probe, layer: ExpertLayer) -> set[int]:
+    """Experts whose weights the outputs depend on: those with a gradient that is not zero."""
+    model, state = probe.model, dict(probe.model.named_parameters())
+    listed = [(e, state[part]) for parts in layer.stacks.values() for e, part in enumerate(parts) if part in state]
+    solid = [(d, state[n]) for n, d in layer.axes if n in state and state[n].dim() >= 3]
+    weights = [weight for _, weight in (*listed, *solid)]
+    for weight in weights:
+        weight.requires_grad_(weight.is_floating_point())
+    with untouched(model), torch.enable_grad(), WideForms():
+        outputs = [t.flatten() for t in tensors_of(call(model, probe.inputs)) if t.requires_grad]
+        if not outputs:
+            return set()
+        total = torch.cat([t * torch.linspace(1, 2, len(t)).to(t) for t in outputs]).sum()
+        gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    found = {e for (e, _), g in zip(listed, gradients[: len(listed)], strict=True) if g is not None and bool(g.any())}
+    for (axis, _), g in zip(solid, gradients[len(listed) :], strict=True):
+        used = None if g is None else g.movedim(axis, 0).flatten(1).any(1)
+        found |= set() if used is None else set(torch.where(used)[0].tolist())
+    return found
+
+
+def _held(spec: SymmetrySpec, layers: Sequence[ExpertLayer], reason: str) -> SymmetrySpec:
+    """The same spec, which says why the experts' axes stay."""
+    axes = {axis for layer in layers for axis in layer.axes if not layer.shared}
+    fixed = tuple(FixedAxis(f.tensor, f.axis, reason) if (f.tensor, f.axis) in axes else f for f in spec.fixed)
+    return replace(spec, fixed=fixed)
+
+
+def _seen(spec: SymmetrySpec, ties: Ties, sights: Sequence[Sight]) -> SymmetrySpec:
+    """The spec with sites where the experts' scores can be seen: the best that shows all of them in order."""
+    known = {s.group for s in spec.sites}
+    sites = []
+    for group in spec.groups.values():
+        if group.name in known or group.kind is not Kind.PERMUTATION:
+            continue
+        whole = {(b.tensor, b.axis) for b in spec.of(group.name) if len(b.positions) == spec.shapes[b.tensor][b.axis]}
+        starts = {a.start for a in ties.axes if (a.tensor, a.axis) in whole and a.size == group.size}
+        shown = [s for s in sights if _shows(s, starts, group.size)]
+        for sight in [s for s in shown if s.rank == min(x.rank for x in shown)]:
+            here = torch.arange(group.size).unsqueeze(1)
+            sites.append(Site(group.name, *sight.key, sight.axis, group.size, here, nonlinear=sight.rank <= 1))
+    place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
+    return replace(spec, sites=tuple(sorted((*spec.sites, *sites), key=lambda s: place[s.key])))
+
+
+def _shows(sight: Sight, starts: set[int], size: int) -> bool:
+    atoms = sight.plane.atoms.reshape(-1).numpy()
+    return len(atoms) == size and int(atoms[0]) in starts and bool((atoms == atoms[0] + np.arange(size)).all())

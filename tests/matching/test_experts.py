@@ -1,0 +1,107 @@
+"""Experts are matched in every way, then their units; what is planted is found, and costs are those of the paper."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import pyalign
+from pyalign.errors import InputError
+from pyalign.matching import ActivationMatching, WeightMatching, expert_orders
+from pyalign.matching.experts import EXPERTS as WAYS
+from pyalign.matching.experts import expert_costs, expert_groups
+from pyalign.symmetry import Kind, ScaledPermutation, SymmetrySpec
+from tests.symmetry.mixtures import EXPERTS, HIDDEN, Mixture, after, gathered, limited, looped, masked
+
+torch.set_num_threads(1)
+X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
+
+
+def planted(route: Any, send: Any) -> tuple[nn.Module, SymmetrySpec]:
+    torch.manual_seed(0)
+    model = Mixture(route, send).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model, pyalign.derive(model, X)
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    one, two = a.state_dict(), b.state_dict()
+    return max(float((one[n] - two[n]).abs().max()) for n in one)
+
+
+@pytest.mark.parametrize(("route", "send"), [(after, masked), (after, gathered), (limited, looped)])
+def test_planted_orders_and_units_are_found(route: Any, send: Any) -> None:
+    model, spec = planted(route, send)
+    moved = spec.random(5, Kind.PERMUTATION)
+    twin = moved.apply(model)
+    assert distance(model, twin) > 0.1
+    for how in WAYS:
+        found = pyalign.align(model, twin, method=WeightMatching(experts=how), spec=spec, verify=False)
+        assert distance(model, found.apply(twin)) < 1e-5, how
+        assert all(x <= y + 1e-9 for x, y in zip(found.trace, found.trace[1:], strict=False))
+    (name,) = expert_groups(spec)
+    back = moved.inverse().transforms[name]
+    assert isinstance(back, ScaledPermutation)
+    assert expert_orders(found)[name] == tuple(back.perm.tolist())
+    assert f"take {back.perm.tolist()}" in found.report()
+
+
+def test_the_exact_table_sees_what_the_gate_does_not() -> None:
+    """Experts that moved without their rows of the router are still told apart by what they compute."""
+    model, spec = planted(after, gathered)
+    (name,) = expert_groups(spec)
+    spec = pyalign.declare(
+        model, {}, base=spec, fixed=[g for g in spec.groups if g not in (name, expert_groups(spec)[name][0].name)]
+    )
+    order = torch.tensor([2, 0, 3, 1])
+    twin = spec.identity().apply(model)
+    with torch.no_grad():
+        for weight in ("up", "bias", "down"):
+            getattr(twin, weight).copy_(getattr(model, weight)[order])
+    exact = pyalign.align(model, twin, method="weight", spec=spec, verify=False)
+    gate = pyalign.align(model, twin, method=WeightMatching(experts="gate"), spec=spec, verify=False)
+    assert expert_orders(exact)[name] == tuple(torch.argsort(order).tolist())
+    assert expert_orders(gate)[name] == (0, 1, 2, 3)
+
+
+def test_costs_are_the_papers_and_know_no_order_of_units() -> None:
+    model, spec = planted(after, masked)
+    (name,) = expert_groups(spec)
+    a = {n: t.double() for n, t in spec.stacked(model.state_dict()).items()}
+    inside = spec.random(1).transforms
+    within = {n: e if n != name else ScaledPermutation.identity(EXPERTS) for n, e in inside.items()}
+    hidden = next(n for n, g in spec.groups.items() if g.size == EXPERTS * HIDDEN)
+    perm = torch.cat([e * HIDDEN + torch.randperm(HIDDEN) for e in range(EXPERTS)])
+    from pyalign.symmetry.actions import act
+
+    b = {n: act(t, spec.on(n), {hidden: ScaledPermutation(perm)}) for n, t in a.items()}
+    assert within.keys() == spec.groups.keys()
+    gram = expert_costs(spec, name, a, b, "gram")
+    assert gram is not None and bool((gram.diagonal() < 1e-6).all()) and float(gram.sum()) > 1
+    up = torch.cat([a["experts.*.0.weight"], a["experts.*.0.bias"].unsqueeze(2)], 2)
+    down, bias = a["experts.*.2.weight"], a["experts.*.2.bias"]
+    squares = ((up.mT @ up)[:, None] - (up.mT @ up)[None]).square().sum((2, 3))
+    squares += ((down @ down.mT)[:, None] - (down @ down.mT)[None]).square().sum((2, 3))
+    squares += (bias[:, None] - bias[None]).square().sum(2)
+    torch.testing.assert_close(gram, squares.sqrt() / squares.sqrt().mean(), rtol=1e-6, atol=1e-6)
+    shifted = {**b, "gate.weight": b["gate.weight"] + torch.randn(6, dtype=torch.float64)}
+    gate = expert_costs(spec, name, a, shifted, "gate")
+    assert gate is not None and bool((gate.diagonal() < 1e-9).all())
+
+
+def test_activations_match_experts_by_their_scores_and_their_units_by_weights() -> None:
+    model, spec = planted(after, masked)
+    twin = spec.random(7, Kind.PERMUTATION).apply(model)
+    found = pyalign.align(model, twin, [X], method=ActivationMatching(), spec=spec)
+    assert distance(model, found.apply(twin)) < 1e-5
+    assert "by weights" in found.report()
+
+
+def test_unknown_ways_are_refused() -> None:
+    with pytest.raises(InputError, match="match experts"):
+        WeightMatching(experts="order")

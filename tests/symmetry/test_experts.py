@@ -1,0 +1,124 @@
+"""Experts: their order, the units of each, and what may not move."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyalign import derive
+from pyalign.errors import InputError
+from pyalign.symmetry import Alignment, SymmetrySpec, Wreath, verify
+
+from .mixtures import EXPERTS, HIDDEN, ROUTERS, SENDERS, WIDTH, Mixture, after, corrected, limited, looped, masked
+
+torch.set_num_threads(1)
+X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
+
+
+def mixture(route: Callable[..., Any], send: Callable[..., Tensor]) -> nn.Module:
+    torch.manual_seed(0)
+    return Mixture(route, send).eval()
+
+
+def derived(model: nn.Module) -> SymmetrySpec:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # operators that choose have no rules
+        return derive(model, X)
+
+
+def names(route: Callable[..., Any]) -> str:
+    return route.__name__
+
+
+CASES = [*((route, masked) for route in ROUTERS), *((after, send) for send in SENDERS if send is not masked)]
+
+
+@pytest.mark.parametrize(("route", "send"), CASES, ids=names)
+def test_experts_move_each_with_its_own_units(route: Callable[..., Any], send: Callable[..., Tensor]) -> None:
+    model = mixture(route, send)
+    spec = derived(model)
+    experts = next(g for g in spec.groups.values() if g.size == EXPERTS)
+    hidden = [g for g in spec.groups.values() if g.size == EXPERTS * HIDDEN]
+    assert [g.structure for g in hidden] == [Wreath(experts.name, EXPERTS)], spec.report()
+    assert isinstance(experts.structure, Wreath) == (route is limited)
+    bound = {b.tensor for b in spec.of(experts.name)}
+    assert {"gate.weight", "gate.bias"} <= bound and not any("share" in name for name in bound)
+    assert ("correction" in bound) == (route is corrected)
+    assert {g.size for g in spec.groups.values()} >= {WIDTH, 7}  # the stream, and the shared expert's own
+    assert verify(spec, model, X, seed=3).passed
+
+
+class Uneven(Mixture):
+    """The number of an expert is a factor of what it says."""
+
+    def expert(self, e: int, x: Tensor) -> Tensor:
+        return (e + 1) * super().expert(e, x)
+
+
+class Open(Mixture):
+    """The scores are an output."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), self.gate(self.write(x))
+
+
+class Silent(Mixture):
+    """Nobody listens to the experts."""
+
+    def expert(self, e: int, x: Tensor) -> Tensor:
+        return 0 * super().expert(e, x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(Uneven, "changes? the outputs"), (Open, "changes? the outputs"), (Silent, "expert 0 had no part")],
+)
+def test_experts_that_may_not_move_stay_with_a_reason(kind: type[Mixture], why: str) -> None:
+    torch.manual_seed(0)
+    model = kind(after, masked).eval()
+    spec = derived(model)
+    reasons = {f.reason for f in spec.fixed if f.tensor == "gate.weight" and f.axis == 0}
+    assert len(reasons) == 1 and re.search(why, reasons.pop()), spec.report()
+    assert not any(g.size in (EXPERTS, EXPERTS * HIDDEN) for g in spec.groups.values())
+
+
+def test_lists_of_experts_move_whole_states_and_files(tmp_path: Any) -> None:
+    model = mixture(after, looped)
+    spec = derived(model)
+    model = model.double()
+    g, h = spec.random(1), spec.random(2)
+    one, two = g.compose(h).apply(model).state_dict(), g.apply(h.apply(model)).state_dict()
+    back = g.inverse().apply(g.apply(model)).state_dict()
+    g.save(tmp_path / "g.safetensors")
+    again = Alignment.load(tmp_path / "g.safetensors", spec).apply(model).state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(one[name], two[name])
+        torch.testing.assert_close(back[name], tensor)
+        torch.testing.assert_close(again[name], g.apply(model).state_dict()[name])
+    with pytest.raises(InputError, match="part of a stack"):
+        spec.on("experts.0.0.weight")
+
+
+def test_momenta_of_listed_experts_move_along() -> None:
+    model = mixture(after, masked)
+    spec = derived(model)
+    model = model.double()
+    moved = spec.random(4)
+    twin = moved.apply(model)
+    states = []
+    for m in (model, twin):
+        optimizer = torch.optim.Adam(m.parameters())
+        m(X.double()).square().sum().backward()
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    expected, found = states[1]["state"], moved.apply(states[0], parameters=model)["state"]
+    assert expected.keys() == found.keys()
+    for number, entries in expected.items():
+        for key, value in entries.items():
+            torch.testing.assert_close(found[number][key], value)
