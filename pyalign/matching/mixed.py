@@ -95,7 +95,8 @@ class MixedDescent:
         pending = list(self.families)
         while pending:
             known = {f.top.name: self._known(f, settled) for f in pending}
-            best = max(pending, key=lambda f: sum(float(self.a[n].square().sum()) for n in known[f.top.name]))
+            founded = [f for f in pending if all(self._touched(g, known[f.top.name]) for g in f.groups)] or pending
+            best = max(founded, key=lambda f: sum(float(self.a[n].square().sum()) for n in known[f.top.name]))
             proposals = self._proposals(best, frozenset(known[best.top.name]))
             self._take(proposals, known[best.top.name])
             settled |= {g.name for g in best.groups}
@@ -121,6 +122,11 @@ class MixedDescent:
 
     def _cost(self, name: str, tensor: Tensor) -> float:
         return float((self.a[name] - tensor).square().sum())
+
+    def _touched(self, group: Group, names: Sequence[str]) -> bool:
+        """Whether a group moves one of these tensors, or none at all."""
+        tensors = [b.tensor for b in self.spec.of(group.name)]
+        return not tensors or any(name in names for name in tensors)
 
     def _known(self, family: _Family, settled: set[str]) -> list[str]:
         """Tensors of a family that no unsettled family moves besides."""

@@ -302,7 +302,8 @@ class Trace(TorchDispatchMode):
         if rank is None or not outputs:
             return
         key = (*self.scope.current, str(call.func))
-        axes = [(plane.dims[0], plane) for plane in results[0] if len(plane.dims) == 1]
+        whole = [plane for plane in results[0] if not self.ties.summed[plane.atoms.numpy()].any()]
+        axes = [(plane.dims[0], plane) for plane in whole if len(plane.dims) == 1]
         if outputs[0].is_floating_point():
             self.sights.extend(Sight((*key, call.index), axis, plane, rank) for axis, plane in axes)
 
