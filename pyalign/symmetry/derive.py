@@ -204,6 +204,7 @@ def _run(model: nn.Module, inputs: Any, ties: Ties, sources: list[tuple[Tensor, 
                 expected="what model(...) takes",
                 do="pass a tensor, a tuple of positional or a mapping of keyword arguments",
             ) from error
+    trace.finish()
     for tensor in tensors_of(output):
         trace.leak(tensor)
         for plane in trace.planes(tensor):

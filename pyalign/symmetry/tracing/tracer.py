@@ -21,6 +21,7 @@ from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, comp
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
+from pyalign.symmetry.tracing.rules.rotary import Half
 from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
@@ -76,6 +77,7 @@ class Trace(TorchDispatchMode):
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.used: set[int] = set()
         self.leaking: dict[str, tuple[Plane, ...]] = {}
+        self.halves: list[Half] = []
         self._suspended: Pending | None = None
         self._repeating: list[Tensor | None] = []
         self._counts: Counter[tuple[str, int, str]] = Counter()
@@ -152,6 +154,12 @@ class Trace(TorchDispatchMode):
             self.ties.mixing.part(pending.planes, "squared")
         elif pending is not None:
             self.ties.mixing.touch(pending.planes, pending.dims)
+
+    def finish(self) -> None:
+        """Halves of rotations whose other half never came are sums like others."""
+        for half in self.halves:
+            half.settle()
+        self.halves.clear()
 
     def leak(self, tensor: Tensor) -> None:
         """A tensor is used: units whose numbers it holds cannot move."""
@@ -331,7 +339,7 @@ _LEAVES = frozenset(
 )
 
 
-_JUDGES = frozenset({"add", "mean", "sum"})
+_JUDGES = frozenset({"add", "sub", "mean", "sum"})
 """Operators whose rules judge pending squares and products themselves."""
 
 
