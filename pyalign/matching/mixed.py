@@ -105,7 +105,8 @@ class MixedDescent:
         pending = list(self.families)
         while pending:
             known = {f.top.name: self._known(f, settled) for f in pending}
-            best = max(pending, key=lambda f: sum(self.sizes[n] for n in known[f.top.name]))
+            founded = [f for f in pending if all(self._touched(g, known[f.top.name]) for g in f.groups)] or pending
+            best = max(founded, key=lambda f: sum(self.sizes[n] for n in known[f.top.name]))
             self._take(best, frozenset(known[best.top.name]))
             settled |= {g.name for g in best.groups}
             pending.remove(best)
@@ -147,6 +148,11 @@ class MixedDescent:
         return dict.fromkeys(
             [*(g.name for g in family.groups), *(b.group for n in self._tensors(family) for b in self.spec.on(n))]
         )
+
+    def _touched(self, group: Group, names: Sequence[str]) -> bool:
+        """Whether a group moves one of these tensors, or none at all."""
+        tensors = [b.tensor for b in self.spec.of(group.name)]
+        return not tensors or any(name in names for name in tensors)
 
     def _known(self, family: Family, settled: set[str]) -> list[str]:
         """Tensors of a family that no unsettled family moves besides."""

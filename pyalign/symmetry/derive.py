@@ -226,6 +226,7 @@ def _run(
                 expected="what model(...) takes",
                 do="pass a tensor, a tuple of positional or a mapping of keyword arguments",
             ) from error
+    trace.finish()
     for tensor in tensors_of(output):
         trace.leak(tensor)
         for plane in trace.planes(tensor):

@@ -163,6 +163,8 @@ def _foldable(model: nn.Module, inputs: Any) -> tuple[dict[str, _Found], dict[st
         others = {n for n in produced - consumed if ties.axes[n] is not axis}
         shift = next((ties.axes[n] for n in others if shifts.get(axis.start) == ties.axes[n].start), None)
         if any(ties.axes[n] is not shift for n in others):
+            if axis.start in shifts:
+                left[axis.tensor] = "what it scales is added to other values"
             continue  # a bias, or the scale of a norm of something else
         readers = [ties.axes[n] for n in sorted(consumed)]
         why = _obstacle(scales, atoms, readers, state[axis.tensor] + offset)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import pyalign
 from pyalign.matching import ActivationMatching, WeightMatching
 from pyalign.matching.nearest import Grams, nearest
-from pyalign.symmetry import Kind, Role, SymmetrySpec
+from pyalign.symmetry import Kind, Role, SymmetrySpec, fold
 
 torch.set_num_threads(1)
 IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -67,6 +67,22 @@ def test_a_random_element_of_the_full_group_is_recovered(name: str) -> None:
 
 
 @pytest.mark.hf
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_random_element_of_a_folded_networks_group_is_recovered(name: str) -> None:
+    model, inputs = transformer(name)
+    folding = fold(model, inputs)
+    spec = pyalign.derive(folding.model, inputs, within=Kind.INVERTIBLE, constants=folding.constants)
+    stream = [g for g in spec.groups.values() if g.kind.isometric]
+    assert [(g.size, g.kind) for g in stream] == [(32, Kind.CENTRED if name == "gpt2" else Kind.ORTHOGONAL)]
+    moved = spec.random(3).apply(folding.model)
+    found = pyalign.align(folding.model, moved, method="weight", spec=spec, verify=False)
+    assert distance(folding.model, moved, spec) > 0.5
+    assert distance(folding.model, found.apply(moved), spec) < 1e-5
+    with torch.no_grad():
+        torch.testing.assert_close(found.apply(moved)(**inputs).logits, model(**inputs).logits, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.hf
 def test_networks_that_differ_come_nearer_with_every_class() -> None:
     one, inputs = transformer("llama")
     two = noisy(transformer("llama")[0], seed=5)
@@ -94,7 +110,7 @@ def grams(a: Tensor, a2: Tensor, b: Tensor, b2: Tensor) -> Grams:
     return Grams(a @ b.mT, a2 @ b2.mT, b @ b.mT, b2 @ b2.mT)
 
 
-@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.INVERTIBLE, Kind.ROTATION], ids=str)
+@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.CENTRED, Kind.INVERTIBLE, Kind.ROTATION], ids=str)
 @pytest.mark.parametrize("noise", [0.0, 0.01, 1.0])
 def test_nearest_is_no_worse_than_the_planted_element(kind: Kind, noise: float) -> None:
     from pyalign.symmetry import BlockLinear
@@ -114,5 +130,5 @@ def test_nearest_is_no_worse_than_the_planted_element(kind: Kind, noise: float) 
         # At a minimum no small change within the class helps.
         for seed in range(5):
             step = BlockLinear.random(3, 6, kind, generator=torch.Generator().manual_seed(seed)).matrices
-            near = found @ torch.linalg.matrix_exp(1e-4 * (step - step.mT if kind is Kind.ORTHOGONAL else step))
+            near = found @ torch.linalg.matrix_exp(1e-4 * (step - step.mT if kind.isometric else step))
             assert bool((problem.cost(found) <= problem.cost(near) + 1e-9).all())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pyalign import align, derive
-from pyalign.errors import InputError, MismatchError
+from pyalign.errors import InputError, MismatchError, SymmetryError
 from pyalign.symmetry import Kind, fold, verify
 
 torch.set_num_threads(1)
@@ -76,6 +78,89 @@ def test_folded_networks_are_aligned_by_a_rotation_of_the_stream() -> None:
     found = align(folding.model, turned, method="weight", spec=spec, example_inputs=TOKENS).apply(turned)
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, folding.model.state_dict()[name], rtol=1e-7, atol=1e-7)
+
+
+class Centred(Block):
+    """The same with LayerNorms, whose biases no head without a bias could take up."""
+
+    def __init__(self, width: int = 12, hidden: int = 10, tied: bool = False) -> None:
+        super().__init__(width, hidden, tied)
+        self.norm, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+
+
+class Difference(nn.Module):
+    """The scale of a norm, stored as its difference from one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * (1.0 + self.weight)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_layer_norms_keep_their_class_and_the_mean(tied: bool) -> None:
+    torch.manual_seed(1)
+    original = Centred(tied=tied).double().eval()
+    with torch.no_grad():
+        for norm in (original.norm, original.last):
+            norm.weight.copy_(torch.rand(12) - 0.4)
+            norm.bias.normal_()
+    before = {n: t.clone() for n, t in original.state_dict().items()}
+    folding = fold(original, TOKENS)
+    assert folding.shifts == {"norm.weight": "norm.bias", "last.weight": "last.bias"} and not folding.notes
+    torch.testing.assert_close(folding.model(TOKENS), original(TOKENS), rtol=1e-12, atol=1e-12)
+    spec = derive(folding.model, TOKENS, within=Kind.INVERTIBLE, constants=folding.constants)
+    assert [(g.size, g.kind) for g in spec.groups.values() if g.kind.mixes] == [(12, Kind.CENTRED)]
+    assert "mean" in spec.report()
+    assert verify(spec, folding.model, TOKENS).error < 1e-9
+    turned = spec.random(4).apply(folding.model)
+    found = align(folding.model, turned, method="weight", spec=spec, example_inputs=TOKENS).apply(turned)
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, folding.model.state_dict()[name], rtol=1e-7, atol=1e-7)
+    for name, tensor in folding.unfold().state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-12, atol=1e-12)
+
+
+def test_matrices_that_move_the_mean_are_no_symmetry_of_a_layer_norm() -> None:
+    torch.manual_seed(1)
+    folding = fold(Centred().double().eval(), TOKENS)
+    spec = derive(folding.model, TOKENS, within=Kind.INVERTIBLE, constants=folding.constants)
+    groups = {n: replace(g, kind=Kind.ORTHOGONAL) if g.kind.mixes else g for n, g in spec.groups.items()}
+    with pytest.raises(SymmetryError, match="mixing units is not"):
+        verify(replace(spec, groups=groups), folding.model, TOKENS)
+
+
+def test_scales_stored_as_a_difference_from_one_become_zero() -> None:
+    torch.manual_seed(1)
+    original = Block()
+    original.norm, original.last = Difference(12), Difference(12)
+    original = original.double().eval()
+    with torch.no_grad():
+        for norm in (original.norm, original.last):
+            norm.weight.normal_()
+    folding = fold(original, TOKENS)
+    assert bool((folding.model.norm.weight == 0).all())
+    torch.testing.assert_close(folding.model(TOKENS), original(TOKENS), rtol=1e-12, atol=1e-12)
+    spec = derive(folding.model, TOKENS, within=Kind.INVERTIBLE, constants=folding.constants)
+    assert [(g.size, g.kind) for g in spec.groups.values() if g.kind.mixes] == [(12, Kind.ORTHOGONAL)]
+    assert verify(spec, folding.model, TOKENS).passed
+    for name, tensor in folding.unfold().state_dict().items():
+        torch.testing.assert_close(tensor, original.state_dict()[name], rtol=1e-12, atol=1e-12)
+
+
+def test_a_norm_after_the_sum_stays() -> None:
+    torch.manual_seed(1)
+    layer = nn.TransformerEncoderLayer(12, 2, 10, batch_first=True, dropout=0.0).double().eval()
+    network = nn.Sequential(nn.Linear(4, 12), layer, nn.Linear(12, 3)).double().eval()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    folding = fold(network, x)
+    assert folding.constants == ("1.norm2.weight",)  # the last one is read by the head alone
+    assert any("1.norm1.weight stays" in note for note in folding.notes)
+    spec = derive(folding.model, x, within=Kind.INVERTIBLE, constants=folding.constants)
+    assert all(g.kind is Kind.INVERTIBLE for g in spec.groups.values() if g.kind.mixes)
+    assert verify(spec, folding.model, x).passed
 
 
 def test_a_zero_scale_stays() -> None:

@@ -50,8 +50,9 @@ LATENT = {
     "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
 }  # fmt: skip
 STREAM, HEADS, CIRCUITS = "scaled permutation 32", "permutation 4", {"invertible 4x8": 2}
-# Two key-value heads with two query heads each: rotations for queries and keys, matrices for values and outputs.
-GROUPED = {STREAM: 1, "permutation 2": 1, "scaled rotation of pairs 2x8": 1, "invertible 2x8": 1}
+# Two key-value heads that change places, two query heads within each that do: rotations for queries and keys, matrices
+# for values and outputs, each shared by the query heads of its key-value head.
+GROUPED = {STREAM: 1, "permutation 2": 1, "permutation 2x2": 1, "scaled rotation of pairs 2x8": 1, "invertible 2x8": 1}
 GATED = {"scaled permutation 24": 1}
 
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]] = {
@@ -69,13 +70,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
             "invertible 4x8": 1,
         },
     ),
+    # One key and one value for all four query heads, which change places freely; the latter share their matrices.
+    "gemma": (
+        "GemmaForCausalLM", "GemmaConfig", {**SHARED, "head_dim": 8, "num_key_value_heads": 1}, WRITER,
+        {HEADS: 1, "scaled rotation of pairs 8": 1, "invertible 8": 1, **GATED},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", SHARED, WRITER, {**GROUPED, **GATED}),
     "mistral": ("MistralForCausalLM", "MistralConfig", SHARED, WRITER, {**GROUPED, **GATED}),
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", SHARED, WRITER, {**GROUPED, **GATED}),
     # The norms of queries and keys have scales inside every head: nothing rotates, heads move.
     "qwen3": (
         "Qwen3ForCausalLM", "Qwen3Config", {**SHARED, "head_dim": 8}, WRITER,
-        {STREAM: 1, "permutation 2": 1, "invertible 2x8": 1, **GATED},
+        {STREAM: 1, "permutation 2": 1, "permutation 2x2": 1, "invertible 2x8": 1, **GATED},
     ),
     # Scales before the residual sums allow no scales of the stream.
     "gemma2": (
@@ -143,12 +149,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
         WRITER,
         {**GROUPED, "permutation 4": 1, "scaled permutation 4x12": 1, "scaled permutation 20": 1},
     ),
-    # Latents move as wholes; the entries without position are mixed in every head, and values with outputs. Experts
-    # move within the two groups of routing, and the groups change places.
+    # Latents are units of their own. Heads change places as heads (the key's rotated part is one for all of them); the
+    # entries without position are mixed in every head, and values with outputs. Experts move within the two groups of
+    # routing, and the groups change places.
     "deepseek_v3": (
         "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
         {
-            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1, "invertible 6": 4, "invertible 8": 4,
+            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1,
+            HEADS: 1, "invertible 4x6": 1, "invertible 4x8": 1,
             "permutation 2": 1, "permutation 2x2": 1, "scaled permutation 4x12": 1,
         },
     ),

@@ -60,9 +60,14 @@ def components(count: int, edges: list[tuple[IntArray, IntArray]]) -> IntArray:
     return labels
 
 
-def solve_units(ties: Ties) -> Units:
-    """Units and their classes."""
-    edges, held = _blocks_settled(ties)
+def solve_units(ties: Ties, tied: list[tuple[IntArray, IntArray]] | None = None) -> Units:
+    """Units and their classes.
+
+    Args:
+        ties: What the trace collected.
+        tied: Further ties: repetitions that nothing else could change places with are one with what they repeat.
+    """
+    edges, still = _blocks_settled(ties, tied or [])
     unit = components(ties.atoms, edges)
     count = int(unit.max()) + 1
     known = [*ties.edges, *((own, blocks) for own, blocks, _ in ties.repeats), *((b, a) for _, b, a in ties.repeats)]
@@ -72,9 +77,13 @@ def solve_units(ties: Ties) -> Units:
     order = np.full(count, ties.atoms)
     np.minimum.at(order, unit, np.arange(ties.atoms))
     parents = _parents(ties, unit)
-    key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]), set(unit[held].tolist()))
     mixed = _mixed(unit, signature)
+    held = set(unit[still].tolist()) | set(mixed.tolist())
+    key = _refined(content, parents, _cells(ties, unit), int(unit[FIXED]), held)
     key[mixed] = mix(mixed.astype(np.uint64) + np.uint64(1 << 42))
+    alone = _alone(ties, unit, key)
+    if alone:
+        return solve_units(ties, [*(tied or []), *alone])
     classes = _classes(key, parents, order, int(unit[FIXED]))
     members = np.argsort(unit, kind="stable")
     starts = np.searchsorted(unit[members], np.arange(count + 1))
@@ -82,9 +91,26 @@ def solve_units(ties: Ties) -> Units:
     return Units(unit, signature, classes, {u: members[starts[u] : starts[u + 1]] for u in moving})
 
 
-def _blocks_settled(ties: Ties) -> tuple[list[tuple[IntArray, IntArray]], IntArray]:
+def _alone(ties: Ties, unit: IntArray, key: HashArray) -> list[tuple[IntArray, IntArray]]:
+    """Edges between blocks and the repetitions in them, where no two of those in a block are alike."""
+    edges = []
+    for own, blocks, _ in ties.repeats:
+        members = np.unique(np.stack([unit[blocks], unit[own]]), axis=1)
+        kinds = np.stack([members[0].astype(np.uint64), key[members[1]]])
+        _, place, count = np.unique(kinds, axis=1, return_inverse=True, return_counts=True)
+        several = count[place.reshape(-1)] > 1
+        kept = np.union1d(members[0][several], members[0][members[1] == unit[FIXED]])
+        loose = (unit[own] != unit[blocks]) & ~np.isin(unit[blocks], kept)
+        if loose.any():
+            edges.append((own[loose], blocks[loose]))
+    return edges
+
+
+def _blocks_settled(
+    ties: Ties, tied: list[tuple[IntArray, IntArray]]
+) -> tuple[list[tuple[IntArray, IntArray]], IntArray]:
     """All edges, those that follow from blocks included, and the blocks whose repeated value cannot move."""
-    extra: list[tuple[IntArray, IntArray]] = []
+    extra = list(tied)
     while True:
         loose = components(ties.atoms, ties.edges + extra)
         still = [loose[values] == loose[FIXED] for _, _, values in ties.repeats]
@@ -146,7 +172,8 @@ def _parents(ties: Ties, unit: IntArray) -> dict[int, tuple[int, ...]]:
     found: dict[int, set[int]] = defaultdict(set)
     for members, blocks in ties.parents:
         for u, b in set(zip(unit[members].tolist(), unit[blocks].tolist(), strict=True)):
-            found[u].add(b)
+            if u != b:
+                found[u].add(b)
     return {u: tuple(sorted(bs)) for u, bs in found.items()}
 
 
@@ -162,7 +189,8 @@ def _cells(ties: Ties, unit: IntArray) -> dict[int, int]:
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for system, (members, blocks) in enumerate(ties.parents):
         for u, b in sorted(set(zip(unit[members].tolist(), unit[blocks].tolist(), strict=True))):
-            found[u].append((system, b))
+            if u != b:
+                found[u].append((system, b))
     numbers: dict[tuple[tuple[int, int], ...], int] = {}
     return {u: numbers.setdefault(tuple(where), len(numbers)) for u, where in found.items()}
 

@@ -53,6 +53,7 @@ class Ties:
         leader: The first atom of the unit that an atom was put into.
         origin: The atom that an atom is a copy of.
         served: Atoms of heads that share a key or a value.
+        summed: Atoms of what is left of units whose inside was summed.
         events: How many events were recorded.
     """
 
@@ -75,6 +76,7 @@ class Ties:
     leader: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    summed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
     _bounds: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
@@ -91,6 +93,7 @@ class Ties:
         self.leader = np.concatenate([self.leader, np.zeros(count, np.int64)])
         self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
         self.served = np.concatenate([self.served, np.zeros(count, bool)])
+        self.summed = np.concatenate([self.summed, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -113,7 +116,7 @@ class Ties:
         """Further atoms of the same units, one for each of `atoms`."""
         copies = self.new_atoms(len(atoms))
         self.origin[copies] = self.origin[atoms]
-        self.served[copies] = self.served[atoms]
+        self.served[copies], self.summed[copies] = self.served[atoms], self.summed[atoms]
         return copies
 
     def new_repeats(self, atoms: IntArray, scaled: bool = True) -> IntArray:
@@ -233,6 +236,7 @@ class Ties:
         own = self.new_atoms(atoms.size)
         self.pinned[own] = self.pinned[atoms.reshape(-1)]
         self.served[own] = self.served[atoms.reshape(-1)]
+        self.summed[own] = True
         self.origin[own] = own[_first_of(self.origin[atoms.reshape(-1)])]
         self.mixing.forbid(own, "what is left of units after a sum")
         self.edges.append((own, atoms.reshape(-1).copy()))

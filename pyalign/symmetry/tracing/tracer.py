@@ -22,6 +22,7 @@ from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, comp
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
+from pyalign.symmetry.tracing.rules.rotary import Half
 from pyalign.symmetry.tracing.ties import Ties
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
@@ -87,6 +88,7 @@ class Trace(TorchDispatchMode):
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.used: set[int] = set()
         self.leaking: dict[str, tuple[Plane, ...]] = {}
+        self.halves: list[Half] = []
         self._suspended: Pending | None = None
         self._repeating: list[Tensor | None] = []
         self._counts: Counter[tuple[str, int, str]] = Counter()
@@ -165,6 +167,12 @@ class Trace(TorchDispatchMode):
             self.ties.mixing.part(pending.planes, "squared")
         elif pending is not None:
             self.ties.mixing.touch(pending.planes, pending.dims)
+
+    def finish(self) -> None:
+        """Halves of rotations whose other half never came are sums like others."""
+        for half in self.halves:
+            half.settle()
+        self.halves.clear()
 
     def leak(self, tensor: Tensor) -> None:
         """A tensor is used: units whose numbers it holds cannot move."""
@@ -318,7 +326,8 @@ class Trace(TorchDispatchMode):
         if rank is None or not outputs:
             return
         key = (*self.scope.current, str(call.func))
-        axes = [(plane.dims[0], plane) for plane in results[0] if len(plane.dims) == 1]
+        whole = [plane for plane in results[0] if not self.ties.summed[plane.atoms.numpy()].any()]
+        axes = [(plane.dims[0], plane) for plane in whole if len(plane.dims) == 1]
         if outputs[0].is_floating_point():
             self.sights.extend(Sight((*key, call.index), axis, plane, rank) for axis, plane in axes)
 
@@ -348,7 +357,7 @@ _LEAVES = frozenset(
 
 _PICKS = frozenset({"index", "index_select", "gather"})
 
-_JUDGES = frozenset({"add", "mean", "sum"})
+_JUDGES = frozenset({"add", "sub", "mean", "sum"})
 """Operators whose rules judge pending squares and products themselves."""
 
 

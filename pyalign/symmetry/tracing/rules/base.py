@@ -16,7 +16,7 @@ from pyalign.symmetry.tracing.ties import Ties
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
 
-__all__ = ["Rule", "combine", "pin", "reduce_symmetric", "restrict"]
+__all__ = ["Rule", "combine", "note_mixing", "pin", "reduce_symmetric", "restrict"]
 
 Rule = Callable[["Trace", "Call"], "list[tuple[Plane, ...]] | None"]
 Planes = tuple[Plane, ...]
@@ -47,7 +47,7 @@ def combine(
     if summed:
         operands = _served(trace.ties, operands, summed)
     if not judged:
-        _mixed(trace.ties.mixing, operands, mode, reason, summed)
+        note_mixing(trace.ties.mixing, operands, mode, reason, summed)
     for i, operand in enumerate(operands):
         rest = [other for j, other in enumerate(operands) if j != i]
         others = {d for other in rest for d in other.fixed if d not in other.places}
@@ -117,7 +117,7 @@ def _shared(ties: Ties, p: Plane, q: Plane, summed: frozenset[int]) -> bool:
     return True
 
 
-def _mixed(mixing: Mixing, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int]) -> None:
+def note_mixing(mixing: Mixing, operands: Sequence[Operand], mode: str, reason: str, summed: frozenset[int]) -> None:
     """Note which entries of the operands' planes the operator does not tell apart."""
     terms = [operand for operand in operands if mode != "add" or not operand.zero]
     for i, operand in enumerate(terms):

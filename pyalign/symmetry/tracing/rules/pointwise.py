@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import Tensor
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Pending, Plane, as_array
-from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, restrict
-from pyalign.symmetry.tracing.rules.rotary import rotate
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, note_mixing, restrict
+from pyalign.symmetry.tracing.rules.rotary import Half, half_of, half_turned, rotate
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -157,11 +158,29 @@ def add(trace: Trace, call: Call) -> list[Planes] | None:
     if not any(pendings):
         return _binary(trace, call, "add")
     rotated = call.name == "add" and call.kwargs.get("alpha", 1) == 1 and rotate(trace, *pendings)
-    if not rotated:
+    operands = [trace.broadcast(a, call.out.dim()) for a in call.args[:2]]
+    half = None if rotated else _half(trace, call, pendings)
+    if half is not None and half_turned(trace, half):
+        operands = operands[::-1]
+    if not rotated and half is None:
         for pending in pendings:
             trace.settle(pending)
+    return [combine(trace, operands, "add", _reason(call), judged=rotated or half is not None)]
+
+
+def _half(trace: Trace, call: Call, pendings: Sequence[Pending | None]) -> Half | None:
+    """The sum as one half of a rotation whose parts are kept apart, if it may be one."""
+    one, two = pendings
+    if call.name not in ("add", "sub") or call.kwargs.get("alpha", 1) != 1 or one is None or two is None:
+        return None
     operands = [trace.broadcast(a, call.out.dim()) for a in call.args[:2]]
-    return [combine(trace, operands, "add", _reason(call), judged=rotated)]
+
+    def settle() -> None:
+        trace.settle(one)
+        trace.settle(two)
+        note_mixing(trace.ties.mixing, operands, "add", _reason(call), frozenset())
+
+    return half_of(one, two, -1 if call.name == "sub" else 1, settle)
 
 
 def _offset(trace: Trace, call: Call) -> Plane | None:

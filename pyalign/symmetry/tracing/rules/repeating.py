@@ -28,9 +28,10 @@ __all__ = ["common_repeats", "distinct", "merged", "places_of", "repeats_of", "s
 def distinct(ties: Ties, plane: Plane, repeats: Tensor | None = None) -> Plane:
     """Copies of an atom get atoms of their own, so that later operators may treat each copy differently.
 
-    Repetitions of one value are units of their own; other copies (values of one unit at several places) are tied.
+    Repetitions of whole blocks are units of their own; other copies (values of one unit at several places, or a single
+    unit repeated, which keeps its scale this way) are tied.
     """
-    if repeats is not None:
+    if repeats is not None and len(plane.dims) > 1:
         plane = _repeated(ties, plane, repeats)
     atoms = as_array(plane.atoms).reshape(-1)
     first = np.zeros(len(atoms), bool)

@@ -1,7 +1,12 @@
-"""Rotary embeddings, found in the computation: x * cos + J(x) * sin, where J turns pairs by a right angle."""
+"""Rotary embeddings, found in the computation: x * cos + J(x) * sin, where J turns pairs by a right angle.
+
+Other codes keep the parts apart: x * cos - y * sin and y * cos + x * sin.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +19,72 @@ if TYPE_CHECKING:
     from pyalign.symmetry.tracing.hashing import IntArray
     from pyalign.symmetry.tracing.tracer import Trace
 
-__all__ = ["rotate"]
+__all__ = ["Half", "half_of", "half_turned", "rotate"]
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """A sum of two products with constants that may be one half of a rotation.
+
+    Args:
+        one: The first product.
+        two: The second product.
+        sign: The sign of the second one.
+        axis: The axis of the pairs.
+        settle: Notes what the sum does where no other half is found.
+    """
+
+    one: Pending
+    two: Pending
+    sign: int
+    axis: int
+    settle: Callable[[], None]
+
+    def turns(self, other: Half) -> bool:
+        """Whether the other half has the same parts exchanged, the same cosine, and the sine with the other sign."""
+        mine, theirs = (self.one, self.two), (other.one, other.two)
+        if _same(mine[0].planes[0], theirs[0].planes[0]):
+            if other.sign < 0:
+                return False  # a reflection
+            theirs = theirs[::-1]
+        if not all(_same(p.planes[0], q.planes[0]) for p, q in zip(mine, theirs[::-1], strict=True)):
+            return False
+        return self.sign == -other.sign and all(
+            a.factor is not None and b.factor is not None and torch.equal(a.factor, b.factor)
+            for a, b in zip(mine, theirs, strict=True)
+        )
+
+
+def half_turned(trace: Trace, half: Half) -> bool:
+    """Note the rotation if the other half is known, else wait for it; say whether the sum has the units of `two`."""
+    for known in trace.halves:
+        if known.axis == half.axis and known.turns(half):
+            trace.halves.remove(known)
+            p, q = known.one.planes[0], known.two.planes[0]
+            n = p.atoms.shape[half.axis]
+            both = Plane(torch.cat([p.atoms, q.atoms], half.axis), p.scaled)
+            place = np.arange(2 * n)
+            trace.ties.mixing.rotate(both, half.axis, (place + n) % (2 * n), (place < n) == (known.sign < 0))
+            return _same(p, half.one.planes[0])
+    trace.halves.append(half)
+    return False
+
+
+def half_of(one: Pending, two: Pending, sign: int, settle: Callable[[], None]) -> Half | None:
+    """What may be one half of a rotation: two parts of equal shape, each entry multiplied by a constant of its own."""
+    if one.factor is None or two.factor is None or len(one.planes) != 1 or len(two.planes) != 1:
+        return None
+    p, q = one.planes[0], two.planes[0]
+    axes = [d for d in p.dims if d in one.dims | two.dims]
+    if one.source.shape != two.source.shape or p.atoms.shape != q.atoms.shape or len(axes) != 1:
+        return None
+    if np.intersect1d(as_array(p.atoms), as_array(q.atoms)).size:
+        return None
+    return Half(one, two, sign, axes[0], settle)
+
+
+def _same(p: Plane, q: Plane) -> bool:
+    return p.atoms.shape == q.atoms.shape and torch.equal(p.atoms, q.atoms)
 
 
 def rotate(trace: Trace, one: Pending | None, two: Pending | None) -> bool:

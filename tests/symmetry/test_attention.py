@@ -1,0 +1,180 @@
+"""Attention with shared keys and values, as different codes write it: one symmetry, derived, verified and recovered."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from pyalign import align, derive
+from pyalign.errors import SymmetryError
+from pyalign.symmetry import Flat, Kind, SymmetrySpec, Wreath, verify
+
+torch.set_num_threads(1)
+FORMS = ("expand", "interleave", "index", "tile", "broadcast", "einsum", "enable_gqa")
+
+
+@dataclass
+class Shape:
+    """A small attention: `heads` query heads that share `shared` keys and values, each of `width` entries."""
+
+    form: str
+    heads: int = 4
+    shared: int = 2
+    width: int = 4
+    bias: bool = False
+    sinks: bool = False
+    fused: bool = False
+    rotary: bool = False
+
+    @classmethod
+    def random(cls, seed: int) -> Shape:
+        g = torch.Generator().manual_seed(seed)
+        number = lambda n: int(torch.randint(n, (), generator=g))  # noqa: E731
+        shared, form = 1 + number(3), FORMS[number(len(FORMS))]
+        sinks = number(2) == 1 and form in ("expand", "interleave", "index", "tile")
+        flags = [number(2) == 1 for _ in range(3)]
+        return cls(form, shared * (2 + number(2)), shared, 2 * (2 + number(2)), flags[0], sinks, flags[1], flags[2])
+
+
+class Network(nn.Module):
+    """One such attention between two layers."""
+
+    def __init__(self, shape: Shape, stream: int = 10) -> None:
+        super().__init__()
+        s = self.shape = shape
+        sizes = [s.heads * s.width, s.shared * s.width, s.shared * s.width]
+        self.first, self.last = nn.Linear(5, stream), nn.Linear(stream, 3)
+        self.qkv = nn.ModuleList(
+            [nn.Linear(stream, n, bias=s.bias) for n in ([sum(sizes)] if s.fused else sizes)]
+        )  # fmt: skip
+        self.o, self.sizes = nn.Linear(sizes[0], stream, bias=s.bias), sizes
+        self.sinks = nn.Parameter(torch.randn(s.heads)) if s.sinks else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        s, batch, length = self.shape, x.shape[0], x.shape[1]
+        parts = torch.cat([layer(x) for layer in self.qkv], -1).split(self.sizes, -1)
+        q, k, v = (part.view(batch, length, -1, s.width).transpose(1, 2) for part in parts)
+        if s.rotary:
+            q, k = rotated(q), rotated(k)
+        y = self.attended(q / math.sqrt(s.width), k, v).transpose(1, 2).reshape(batch, length, -1)
+        result: Tensor = self.last(x + self.o(y))
+        return result
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        s = self.shape
+        b, t, times = q.shape[0], q.shape[2], s.heads // s.shared
+        apart = q.reshape(b, s.shared, times, t, s.width)
+        if s.form == "enable_gqa":
+            return scaled_dot_product_attention(q, k, v, enable_gqa=True, is_causal=True, scale=1.0)
+        if s.form == "einsum":
+            scores = torch.einsum("bgrtd,bgsd->bgrts", apart, k)
+            return torch.einsum("bgrts,bgsd->bgrtd", scores.softmax(-1), v).reshape(q.shape)
+        if s.form == "broadcast":
+            return ((apart @ k.unsqueeze(2).mT).softmax(-1) @ v.unsqueeze(2)).reshape(q.shape)
+        k, v = (repeated(x, s.form, times) for x in (k, v))
+        scores = q @ k.mT
+        if self.sinks is None:
+            return scores.softmax(-1) @ v
+        sinks = self.sinks.reshape(1, -1, 1, 1).expand(b, -1, t, -1)
+        return torch.cat([scores, sinks], -1).softmax(-1)[..., :-1] @ v
+
+
+def repeated(x: Tensor, form: str, times: int) -> Tensor:
+    b, n, t, d = x.shape
+    if form == "expand":
+        return x[:, :, None].expand(b, n, times, t, d).reshape(b, n * times, t, d)
+    if form == "interleave":
+        return x.repeat_interleave(times, 1)
+    return x[:, torch.arange(n).repeat_interleave(times)] if form == "index" else x.repeat(1, times, 1, 1)
+
+
+def rotated(x: Tensor) -> Tensor:
+    t, d = x.shape[-2:]
+    angle = torch.arange(t)[:, None] / 10.0 ** (torch.arange(0, d, 2) / d)
+    cos, sin = (f(torch.cat([angle, angle], -1)).to(x) for f in (torch.cos, torch.sin))
+    one, two = x.chunk(2, -1)
+    return x * cos + torch.cat([-two, one], -1) * sin
+
+
+def built(shape: Shape) -> tuple[nn.Module, Tensor, SymmetrySpec]:
+    torch.manual_seed(0)
+    model, x = Network(shape).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    return model, x, derive(model, x, within=Kind.INVERTIBLE)
+
+
+def listed(spec: SymmetrySpec) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for g in spec.groups.values():
+        blocks = g.structure.blocks if isinstance(g.structure, Wreath) else 0
+        found[f"{g.kind} {blocks}x{g.size // blocks}" if blocks else f"{g.kind} {g.size}"] += 1
+    return found
+
+
+def expected(s: Shape) -> dict[str, int]:
+    """Key-value heads, query heads within them, and matrices within key-value heads."""
+    pairs, free = ("scaled rotation of pairs" if s.rotary else "invertible"), "invertible"
+    if s.shared == 1:
+        within = Counter([f"{pairs} {s.width}", f"{free} {s.width}"])
+        return {"signed permutation 10": 1, f"permutation {s.heads}": 1, **within}
+    within = Counter([f"{pairs} {s.shared}x{s.width}", f"{free} {s.shared}x{s.width}"])
+    blocks = {f"permutation {s.shared}": 1, f"permutation {s.shared}x{s.heads // s.shared}": 1}
+    return {"signed permutation 10": 1, **blocks, **within}
+
+
+def check(shape: Shape, seed: int = 5, recover: bool = False) -> None:
+    model, x, spec = built(shape)
+    assert dict(listed(spec)) == expected(shape), spec.report()
+    assert verify(spec, model, x, seed=seed).error < 1e-9
+    if not recover:
+        return
+    moved = spec.random(seed).apply(model)
+    found = align(model, moved, method="weight", spec=spec, verify=False).apply(moved).state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_query_heads_move_within_their_key_value_heads(form: str) -> None:
+    check(Shape(form))
+
+
+@pytest.mark.parametrize("form", ["expand", "einsum", "enable_gqa"])
+def test_one_key_and_value_for_all_query_heads(form: str) -> None:
+    check(Shape(form, shared=1), recover=form == "expand")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_attentions(seed: int) -> None:
+    check(Shape.random(seed), seed, recover=True)
+
+
+def test_query_heads_of_different_keys_do_not_change_places() -> None:
+    model, x, spec = built(Shape("expand", rotary=True))
+    queries = next(g for g in spec.groups.values() if not g.kind.mixes and isinstance(g.structure, Wreath))
+    wrong = replace(spec, groups={**spec.groups, queries.name: replace(queries, structure=Flat())})
+    with pytest.raises(SymmetryError):
+        for seed in range(3):  # one of 24 orders is right by chance
+            verify(wrong, model, x, seed=seed)
+
+
+def test_unlike_query_heads_stay_in_their_block() -> None:
+    class Sloped(Network):
+        """A constant slope for each head, as in ALiBi, tells the heads apart."""
+
+        def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            k, v = (repeated(x, "expand", 2) for x in (k, v))
+            slopes = torch.arange(1, 5).to(q)[:, None, None] * torch.arange(q.shape[2]).to(q)
+            return (q @ k.mT + slopes).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    model, x = Sloped(Shape("expand")).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    spec = derive(model, x, within=Kind.INVERTIBLE)
+    assert dict(listed(spec)) == {"signed permutation 10": 1, "invertible 4": 4}
+    assert verify(spec, model, x).passed
