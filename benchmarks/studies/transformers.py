@@ -39,21 +39,20 @@ POSITIONS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured and learnt; `batch` is that of learning by network, `lead` as for `LearnedMatching`."""
+    """How much is measured and learnt; `seeds` are those trained besides the shared pair, `batch` that of learning."""
 
     networks: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: tuple[tuple[str, tuple[int, ...]], ...]
     test: int
     statistics: int
     steps: int
     lr: float
     batch: tuple[tuple[str, int], ...]
-    lead: float = 0.05
 
 
 SCALES = {
-    "tiny": Scale(("gpt",), (), 4, 4, 2, 3e-3, (("gpt", 2),)),
-    "cpu": Scale(("gpt", "vit"), (1, 2), 256, 256, 500, 3e-3, (("gpt", 16), ("vit", 64))),
+    "tiny": Scale(("gpt",), (("gpt", ()),), 4, 4, 2, 3e-3, (("gpt", 2),)),
+    "cpu": Scale(("gpt", "vit"), (("gpt", ()), ("vit", (1, 2))), 256, 256, 400, 1e-2, (("gpt", 16), ("vit", 64))),
 }
 
 
@@ -134,7 +133,7 @@ class Study:
         if everything:
             start = self._with_units_by_activations(start, a, b)
         learned = LearnedMatching(
-            start=start, steps=self.scale.steps, lr=self.scale.lr, lead=self.scale.lead, schedule=half_cosine,
+            start=start, steps=self.scale.steps, lr=self.scale.lr, schedule=half_cosine,
             checkpoint=path.with_suffix(".search.safetensors"), every=50,
         )  # fmt: skip
         return learned.match(Problem(a, b, spec, self.given.learning))
@@ -171,7 +170,7 @@ def carry_out(scale: Scale, work: Path) -> dict[str, Any]:
     """All methods on all networks; what is done already is read back."""
     rows = []
     for network in scale.networks:
-        a, b = ends(network, scale.seeds, work)[:2]
+        a, b = ends(network, dict(scale.seeds)[network], work)[:2]
         study = Study(network, a, b, given_for(network, scale), scale, work)
         for method in METHODS:
             record = study.measured(method)
