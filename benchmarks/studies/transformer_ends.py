@@ -121,7 +121,7 @@ def trained(network: str, seed: int, work: Path) -> nn.Module:
 
 
 def ends(network: str, seeds: Sequence[int], work: Path) -> list[nn.Module]:
-    """Networks of one architecture: seed 0 stands for each of the shared pair, where there is one."""
+    """Networks of one architecture: the shared pair, where there is one, and one for each seed."""
     shared = list(pair(network)) if network == "gpt" else []
     return shared + [trained(network, seed, work) for seed in seeds]
 
