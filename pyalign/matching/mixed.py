@@ -197,7 +197,7 @@ class _Step:
                 matrices = nearest(self.products.grams(group, outer.perm), group.kind)
                 elements[group.name] = BlockLinear(matrices, group.kind, outer.perm)
             proposals.append(elements)
-        return proposals + self._scaled(orders)
+        return self._scaled(orders) or proposals
 
     def _orders(self) -> list[Elements]:
         evidence = {g.name: e for g in self.plain if (e := self.products.evidence(g, self.mixing)) is not None}
@@ -228,7 +228,7 @@ class _Step:
         return {g.name: elements[g.name] for g in self.plain}
 
     def _scaled(self, orders: Sequence[Elements]) -> list[Elements]:
-        """The same orders with the best factors, for a flat group that may scale its units."""
+        """The same orders with the best factors (one where none is better), for a flat group that may scale its units."""
         top = self.family.top
         if not top.kind.scales or self.family.inner:
             return []
