@@ -228,7 +228,7 @@ class _Step:
         return {g.name: elements[g.name] for g in self.plain}
 
     def _scaled(self, orders: Sequence[Elements]) -> list[Elements]:
-        """The same orders with the best factors (one where none is better), for a flat group that may scale its units."""
+        """The same orders with the best factors, one where none is better, for a flat group that may scale units."""
         top = self.family.top
         if not top.kind.scales or self.family.inner:
             return []
