@@ -202,7 +202,7 @@ class _Step:
             return [{top.name: BlockLinear(nearest(self.products.grams(top), top.kind), top.kind)}]
         orders = self._orders()
         proposals = [{**order, **{g.name: self._within(g, order) for g in self.mixing}} for order in orders]
-        return proposals + self._scaled(orders)
+        return self._scaled(orders) or proposals
 
     def _orders(self) -> list[Elements]:
         evidence = {g.name: e for g in self.plain if (e := self._evidence(g)) is not None}

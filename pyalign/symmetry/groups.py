@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -113,8 +114,16 @@ class AxisBinding:
         along = tensor.sum(others) if others else tensor
         return along[self.positions.to(tensor.device)].sum(1)
 
+    @cached_property
+    def _first(self) -> int:
+        """How many entries it has, if they are the first of an axis and in order, else -1."""
+        here = self.positions.reshape(-1)
+        return len(here) if self.blocks == 1 and torch.equal(here, torch.arange(len(here))) else -1
+
     def rows(self, tensor: Tensor) -> Tensor:
         """The entries of the axis that belong to the group, unit after unit, shape (units * runs, features)."""
+        if self._first == tensor.shape[self.axis]:
+            return fibre(tensor, self.axis, self.blocks)
         here = self.positions.to(tensor.device).reshape(-1)
         if self.blocks > 1:
             return fibre(tensor, self.axis, self.blocks)[here]
