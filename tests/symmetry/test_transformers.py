@@ -137,13 +137,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
         },
         WRITER, {**GROUPED, "scaled permutation 12": 1, "scaled permutation 20": 1},
     ),
-    # Latents are units of their own. Heads change places as heads (the key's rotated part is one for all of them); the
-    # entries without position are mixed in every head, and values with outputs.
+    # Latents are units of their own. Heads change places as heads; the key's rotated part is one for all of them, so
+    # its pairs rotate for all alike. Entries without position are mixed in every head, and values with outputs.
     "deepseek_v3": (
         "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
         {
             STREAM: 1, "scaled permutation 12": 1, "scaled permutation 10": 1, "scaled permutation 24": 1,
-            HEADS: 1, "invertible 4x6": 1, "invertible 4x8": 1,
+            HEADS: 1, "scaled rotation of pairs 4": 1, "invertible 4x6": 1, "invertible 4x8": 1,
         },
     ),
     "mamba": (
