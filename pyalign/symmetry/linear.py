@@ -110,7 +110,7 @@ class BlockLinear:
             angle, size = torch.rand(2, blocks, width // 2, generator=generator, dtype=torch.float64)
             size = size if kind is Kind.ROTATION else torch.full_like(size, 0.5)
             return cls(from_pairs(torch.polar(torch.exp2(2 * size - 1), 2 * torch.pi * angle)), kind, perm)
-        if kind is Kind.CENTRED:
+        if kind is Kind.CENTRED and width:
             return cls(_off_ones(_random_orthogonal(blocks, width - 1, generator)), kind, perm)
         matrices = _random_orthogonal(blocks, width, generator)
         if kind is Kind.INVERTIBLE:
@@ -136,7 +136,7 @@ class BlockLinear:
             numbers = pairs_of(c)
             size = numbers.abs()
             return cls(from_pairs(torch.where(size > 0, numbers / size.clamp_min(1e-300), 1.0 + 0j)), kind, perm)
-        if kind is Kind.CENTRED:
+        if kind is Kind.CENTRED and c.shape[-1]:
             basis = _centred_basis(c.shape[-1])
             u, _, vt = torch.linalg.svd(basis.mT @ c @ basis)
             return cls(_off_ones(u @ vt), kind, perm)
