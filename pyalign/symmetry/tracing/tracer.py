@@ -187,7 +187,7 @@ class Trace(TorchDispatchMode):
         if label is not None and label.random:
             fixed = []
         zero = label is None and not bool(tensor.any())
-        places = {} if label is None or label.repeats is None else places_of(label.repeats, fixed)
+        places = {} if label is None or label.repeats is None else places_of(tensor, label.repeats, fixed)
         return Operand(
             tuple(place(plane, dims, rank) for plane in planes),
             frozenset(dims[d] for d in fixed if d not in places or places[d].any()),
