@@ -50,19 +50,19 @@ class Grams:
 def nearest(grams: Grams, kind: Kind) -> Tensor:
     """Matrices of a class that minimise the distance, shape (k, d, d), never worse than the identity.
 
-    Orthogonal and centred: the polar factor, exact. Invertible and scaled rotations: the best of the identity, the
+    Orthogonal, centred, turns: the polar factor, exact. Invertible and scaled rotations: the best of the identity, the
     polar factor and the two least-squares answers, improved by Gauss-Newton steps (a Sylvester equation each) that are
     taken only where they help. Factors of single units are invertible matrices of size one.
 
     Args:
         grams: What is compared.
-        kind: ORTHOGONAL, CENTRED, INVERTIBLE, ROTATION, or POSITIVE (size one).
+        kind: ORTHOGONAL, CENTRED, TURN, INVERTIBLE, ROTATION, or POSITIVE (size one).
     """
     k, d = grams.produced.shape[:2]
     if kind is Kind.ROTATION:
         grams = Grams(*(_pair_blocks(m) for m in vars(grams).values()))
     eye = torch.eye(grams.produced.shape[-1], dtype=torch.float64).expand_as(grams.produced)
-    class_of = kind if kind in (Kind.ROTATION, Kind.CENTRED) else Kind.ORTHOGONAL
+    class_of = kind if kind.paired or kind is Kind.CENTRED else Kind.ORTHOGONAL
     isometry = BlockLinear.best(grams.produced + grams.consumed, class_of)
     options = [eye, isometry.matrices]
     if not kind.isometric:
@@ -132,7 +132,7 @@ def _pair_blocks(m: Tensor) -> Tensor:
 def gain_table(produced: Tensor, consumed: Tensor, kind: Kind) -> Tensor:
     """What the best isometry of each pair of blocks contributes, (K, K, d, d) twice -> (K, K)."""
     both = produced + consumed
-    if kind is Kind.ROTATION:
+    if kind.paired:
         return 2 * pairs_of(both.flatten(0, 1)).abs().sum(-1).reshape(both.shape[:2])
     return torch.as_tensor(torch.linalg.svdvals(both).sum(-1))
 
@@ -142,7 +142,7 @@ def circuit_table(produced: Tensor, consumed: Tensor, kind: Kind) -> Tensor:
 
     It is the sum of the products of the entries of Q_A Q_B^T and K_A K_B^T (Theus et al. 2025, section 4).
     """
-    if kind is Kind.ROTATION:
+    if kind.paired:
         shape = produced.shape[:2]
         one, two = (pairs_of(m.flatten(0, 1)) for m in (produced, consumed))
         return 2 * (one * two.conj()).real.sum(-1).reshape(shape)

@@ -13,8 +13,8 @@ class Kind(str, Enum):
     `PERMUTATION < SIGNED < SCALED` and `PERMUTATION < POSITIVE < SCALED`; `SIGNED < ORTHOGONAL < INVERTIBLE` and
     `SCALED < INVERTIBLE`; `PERMUTATION < CENTRED < ORTHOGONAL`, where CENTRED are the orthogonal matrices that leave
     the vector of ones where it is (LayerNorm subtracts the mean); `ROTATION` (a positive factor and an angle for each
-    pair of units, as rotary embeddings leave free) lies in `INVERTIBLE` and meets the other classes in `IDENTITY` only.
-    A group that nothing may move is `IDENTITY`.
+    pair of units, as rotary embeddings leave free) lies in `INVERTIBLE`; its part in `ORTHOGONAL` is `TURN`, an angle
+    for each pair, and it meets the other classes in `IDENTITY` only. A group that nothing may move is `IDENTITY`.
 
     Example:
         >>> Kind.SIGNED & Kind.POSITIVE
@@ -29,6 +29,7 @@ class Kind(str, Enum):
     POSITIVE = "positive-scaled permutation"
     SCALED = "scaled permutation"
     ROTATION = "scaled rotation of pairs"
+    TURN = "rotation of pairs"
     CENTRED = "centred orthogonal"
     ORTHOGONAL = "orthogonal"
     INVERTIBLE = "invertible"
@@ -46,19 +47,26 @@ class Kind(str, Enum):
     @property
     def mixes(self) -> bool:
         """Whether units become sums of units: an element is a matrix, not a reordering."""
-        return self in (Kind.ROTATION, Kind.CENTRED, Kind.ORTHOGONAL, Kind.INVERTIBLE)
+        return self.isometric or self in (Kind.ROTATION, Kind.INVERTIBLE)
 
     @property
     def isometric(self) -> bool:
         """Whether its matrices are their own inverse transposes."""
-        return self in (Kind.CENTRED, Kind.ORTHOGONAL)
+        return self in (Kind.TURN, Kind.CENTRED, Kind.ORTHOGONAL)
+
+    @property
+    def paired(self) -> bool:
+        """Whether its matrices multiply pairs of units by complex numbers."""
+        return self in (Kind.TURN, Kind.ROTATION)
 
     def __and__(self, other: Kind) -> Kind:
         """The largest class inside both (their meet)."""
         for one, two in ((self, other), (other, self)):
             if one is two or two is Kind.INVERTIBLE or (one is Kind.CENTRED and two is Kind.ORTHOGONAL):
                 return one
-        if Kind.IDENTITY in (self, other) or Kind.ROTATION in (self, other):
+            if one.paired and two in (Kind.TURN, Kind.ORTHOGONAL):
+                return Kind.TURN
+        if Kind.IDENTITY in (self, other) or self.paired or other.paired:
             return Kind.IDENTITY
         return _from_freedoms(self.signs and other.signs, self.scales and other.scales)
 

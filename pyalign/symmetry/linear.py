@@ -24,7 +24,7 @@ class BlockLinear:
 
     Args:
         matrices: Shape (k, d, d), float64: one matrix for each of k blocks of d units.
-        kind: ORTHOGONAL, CENTRED, INVERTIBLE or ROTATION.
+        kind: ORTHOGONAL, CENTRED, INVERTIBLE, ROTATION or TURN.
         perm: Which block comes to each place, shape (k,), int64, or None where each stays.
 
     Raises:
@@ -64,10 +64,13 @@ class BlockLinear:
         m = self.matrices
         if not m.numel():
             return 0.0
-        if self.kind.isometric:
+        if self.kind is Kind.TURN and m.shape[1] % 2 == 0:
+            numbers = pairs_of(m)
+            return max(float((m - from_pairs(numbers)).abs().max()), float((numbers.abs() - 1).abs().max()))
+        if self.kind.isometric and not self.kind.paired:
             mean = (m.sum(2) - 1).abs().max() if self.kind is Kind.CENTRED else torch.zeros(())
             return max(float((m @ m.mT - torch.eye(m.shape[1], dtype=m.dtype)).abs().max()), float(mean))
-        if self.kind is Kind.ROTATION:
+        if self.kind.paired:
             return float("inf") if m.shape[1] % 2 else float((m - from_pairs(pairs_of(m))).abs().max())
         return 0.0 if bool((torch.linalg.slogdet(m).logabsdet > -1e30).all()) else float("inf")
 
@@ -103,10 +106,11 @@ class BlockLinear:
         cls, blocks: int, width: int, kind: Kind, *, generator: torch.Generator, perm: Tensor | None = None
     ) -> BlockLinear:
         """A random element: uniform orthogonal matrices; invertible ones with factors in [1/2, 2]; random numbers."""
-        if kind is Kind.ROTATION:
+        if kind.paired:
             angle, size = torch.rand(2, blocks, width // 2, generator=generator, dtype=torch.float64)
+            size = size if kind is Kind.ROTATION else torch.full_like(size, 0.5)
             return cls(from_pairs(torch.polar(torch.exp2(2 * size - 1), 2 * torch.pi * angle)), kind, perm)
-        if kind is Kind.CENTRED:
+        if kind is Kind.CENTRED and width:
             return cls(_off_ones(_random_orthogonal(blocks, width - 1, generator)), kind, perm)
         matrices = _random_orthogonal(blocks, width, generator)
         if kind is Kind.INVERTIBLE:
@@ -128,11 +132,11 @@ class BlockLinear:
             perm: Which block of B each block of A is compared with, None for its own.
         """
         c = similarity.double().cpu()
-        if kind is Kind.ROTATION:
+        if kind.paired:
             numbers = pairs_of(c)
             size = numbers.abs()
             return cls(from_pairs(torch.where(size > 0, numbers / size.clamp_min(1e-300), 1.0 + 0j)), kind, perm)
-        if kind is Kind.CENTRED:
+        if kind is Kind.CENTRED and c.shape[-1]:
             basis = _centred_basis(c.shape[-1])
             u, _, vt = torch.linalg.svd(basis.mT @ c @ basis)
             return cls(_off_ones(u @ vt), kind, perm)

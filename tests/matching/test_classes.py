@@ -110,7 +110,7 @@ def grams(a: Tensor, a2: Tensor, b: Tensor, b2: Tensor) -> Grams:
     return Grams(a @ b.mT, a2 @ b2.mT, b @ b.mT, b2 @ b2.mT)
 
 
-@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.CENTRED, Kind.INVERTIBLE, Kind.ROTATION], ids=str)
+@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.CENTRED, Kind.TURN, Kind.INVERTIBLE, Kind.ROTATION], ids=str)
 @pytest.mark.parametrize("noise", [0.0, 0.01, 1.0])
 def test_nearest_is_no_worse_than_the_planted_element(kind: Kind, noise: float) -> None:
     from pyalign.symmetry import BlockLinear

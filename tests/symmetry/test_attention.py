@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from pyalign import align, derive
 from pyalign.errors import SymmetryError
@@ -31,6 +31,8 @@ class Shape:
     sinks: bool = False
     fused: bool = False
     rotary: bool = False
+    normed: bool = False
+    apart: bool = False
 
     @classmethod
     def random(cls, seed: int) -> Shape:
@@ -61,8 +63,10 @@ class Network(nn.Module):
         s, batch, length = self.shape, x.shape[0], x.shape[1]
         parts = torch.cat([layer(x) for layer in self.qkv], -1).split(self.sizes, -1)
         q, k, v = (part.view(batch, length, -1, s.width).transpose(1, 2) for part in parts)
+        if s.normed:
+            q, k = (rms_norm(z, (s.width,)) for z in (q, k))
         if s.rotary:
-            q, k = rotated(q), rotated(k)
+            q, k = (turned(z) if s.apart else rotated(z) for z in (q, k))
         y = self.attended(q / math.sqrt(s.width), k, v).transpose(1, 2).reshape(batch, length, -1)
         result: Tensor = self.last(x + self.o(y))
         return result
@@ -103,6 +107,15 @@ def rotated(x: Tensor) -> Tensor:
     return x * cos + torch.cat([-two, one], -1) * sin
 
 
+def turned(x: Tensor) -> Tensor:
+    """The same rotation for code that keeps the two parts of pairs (here neighbours) apart."""
+    t, d = x.shape[-2:]
+    angle = torch.arange(t)[:, None] / 10.0 ** (torch.arange(0, d, 2) / d)
+    cos, sin = angle.cos().to(x), angle.sin().to(x)
+    one, two = x[..., ::2], x[..., 1::2]
+    return torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
+
+
 def built(shape: Shape) -> tuple[nn.Module, Tensor, SymmetrySpec]:
     torch.manual_seed(0)
     model, x = Network(shape).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
@@ -119,7 +132,8 @@ def listed(spec: SymmetrySpec) -> Counter[str]:
 
 def expected(s: Shape) -> dict[str, int]:
     """Key-value heads, query heads within them, and matrices within key-value heads."""
-    pairs, free = ("scaled rotation of pairs" if s.rotary else "invertible"), "invertible"
+    free = "invertible"
+    pairs = ("" if s.normed else "scaled ") + "rotation of pairs" if s.rotary else "orthogonal" if s.normed else free
     if s.shared == 1:
         within = Counter([f"{pairs} {s.width}", f"{free} {s.width}"])
         return {"signed permutation 10": 1, f"permutation {s.heads}": 1, **within}
@@ -150,7 +164,28 @@ def test_one_key_and_value_for_all_query_heads(form: str) -> None:
     check(Shape(form, shared=1), recover=form == "expand")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rotary", [False, True])
+def test_norms_of_queries_and_keys_leave_what_keeps_lengths(rotary: bool) -> None:
+    check(Shape("enable_gqa", rotary=rotary, normed=True), recover=True)
+
+
+def test_rotations_are_found_where_the_code_keeps_their_parts_apart() -> None:
+    check(Shape("enable_gqa", rotary=True, apart=True))
+
+
+def test_a_reflection_is_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reflected(x: Tensor) -> Tensor:
+        angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.arange(1, x.shape[-1] // 2 + 1)
+        one, two = x.chunk(2, -1)
+        return torch.cat([one * angle.cos() + two * angle.sin(), one * angle.sin() - two * angle.cos()], -1)
+
+    monkeypatch.setitem(globals(), "turned", reflected)
+    model, x, spec = built(Shape("enable_gqa", rotary=True, apart=True))
+    assert not any(g.kind.paired for g in spec.groups.values())
+    assert verify(spec, model, x).error < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(2))
 def test_random_attentions(seed: int) -> None:
     check(Shape.random(seed), seed, recover=True)
 

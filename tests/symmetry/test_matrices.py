@@ -7,7 +7,7 @@ from pyalign.errors import InputError
 from pyalign.symmetry import BlockLinear, Kind, ScaledPermutation
 from pyalign.symmetry.linear import from_pairs, pairs_of
 
-KINDS = [Kind.ORTHOGONAL, Kind.INVERTIBLE, Kind.ROTATION]
+KINDS = [Kind.ORTHOGONAL, Kind.CENTRED, Kind.TURN, Kind.INVERTIBLE, Kind.ROTATION]
 SIZES = [(1, 2), (1, 6), (3, 4), (5, 2), (2, 0)]
 
 
@@ -52,7 +52,7 @@ def test_producer_and_consumer_cancel(kind: Kind) -> None:
     torch.testing.assert_close(g.apply(v, 1, -1) @ g.apply(w, 0, 1), v @ w)
 
 
-@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.ROTATION], ids=str)
+@pytest.mark.parametrize("kind", [Kind.ORTHOGONAL, Kind.CENTRED, Kind.TURN, Kind.ROTATION], ids=str)
 def test_best_isometry_recovers_a_planted_one_from_noise(kind: Kind) -> None:
     planted = BlockLinear.best(element(kind, 4, 6, 5).matrices, kind)
     rows = torch.randn(4, 6, 500, dtype=torch.float64)
@@ -79,6 +79,8 @@ def test_pairs_and_blocks_are_inverse() -> None:
     [
         (2 * torch.eye(3).unsqueeze(0), Kind.ORTHOGONAL, None),
         (torch.ones(1, 2, 2), Kind.ROTATION, None),
+        (2 * torch.eye(2).unsqueeze(0), Kind.TURN, None),
+        (-torch.eye(3).unsqueeze(0), Kind.CENTRED, None),
         (torch.zeros(1, 2, 2), Kind.INVERTIBLE, None),
         (torch.eye(3).unsqueeze(0), Kind.ROTATION, None),
         (torch.eye(2), Kind.INVERTIBLE, None),

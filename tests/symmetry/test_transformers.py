@@ -149,14 +149,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
         WRITER,
         {**GROUPED, "permutation 4": 1, "scaled permutation 4x12": 1, "scaled permutation 20": 1},
     ),
-    # Latents are units of their own. Heads change places as heads (the key's rotated part is one for all of them); the
-    # entries without position are mixed in every head, and values with outputs. Experts move within the two groups of
-    # routing, and the groups change places.
+    # Latents are units of their own. Heads change places as heads; the key's rotated part is one for all of them, so
+    # its pairs rotate for all alike. Entries without position are mixed in every head, and values with outputs. Experts
+    # move within the two groups of routing, and the groups change places.
     "deepseek_v3": (
         "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
         {
             STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1,
-            HEADS: 1, "invertible 4x6": 1, "invertible 4x8": 1,
+            HEADS: 1, "scaled rotation of pairs 4": 1, "invertible 4x6": 1, "invertible 4x8": 1,
             "permutation 2": 1, "permutation 2x2": 1, "scaled permutation 4x12": 1,
         },
     ),

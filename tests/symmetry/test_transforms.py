@@ -97,7 +97,10 @@ def test_elements_of_different_groups_do_not_compose() -> None:
         (Kind.INVERTIBLE, Kind.ROTATION, Kind.ROTATION),
         (Kind.INVERTIBLE, Kind.SCALED, Kind.SCALED),
         (Kind.ROTATION, Kind.PERMUTATION, Kind.IDENTITY),
-        (Kind.ROTATION, Kind.ORTHOGONAL, Kind.IDENTITY),
+        (Kind.ROTATION, Kind.ORTHOGONAL, Kind.TURN),
+        (Kind.TURN, Kind.SIGNED, Kind.IDENTITY),
+        (Kind.CENTRED, Kind.ORTHOGONAL, Kind.CENTRED),
+        (Kind.CENTRED, Kind.SIGNED, Kind.PERMUTATION),
     ],
 )
 def test_meet_of_classes(a: Kind, b: Kind, meet: Kind) -> None:

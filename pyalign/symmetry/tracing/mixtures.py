@@ -64,8 +64,8 @@ def solve_mixtures(ties: Ties, units: Units, scales: Scales) -> list[Mixture]:
         if one is not None and place is not None:
             one.holder, one.slot, one.whole = place
             found.append(one)
-    pairs = _joined([m for m in found if m.kind is Kind.ROTATION], lambda m: (id(m.holder), m.slot, m.layout))
-    rest = [m for m in found if m.kind is not Kind.ROTATION]
+    pairs = _joined([m for m in found if m.kind.paired], lambda m: (id(m.holder), m.slot, m.kind, m.layout))
+    rest = [m for m in found if not m.kind.paired]
     alone = [m for m in (*pairs, *rest) if m.holder is None or m.whole]
     held = [m for m in (*pairs, *rest) if m.holder is not None and not m.whole]
     together = _joined(held, lambda m: (id(m.holder), m.kind, m.role, m.layout), complete=True)
@@ -177,7 +177,7 @@ def _judged(
 ) -> Mixture | None:
     """The class of one set, and where its units are on every axis; None where nothing may be mixed."""
     kind, reason = coordinates.limit(atoms)
-    if kind is Kind.ROTATION:
+    if kind.paired:
         paired = coordinates.paired(atoms)
         if paired is None:
             return None

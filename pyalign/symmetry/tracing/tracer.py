@@ -18,12 +18,13 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
 from pyalign.symmetry.tracing.absent import Absent, storage_of
-from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, compact, place
+from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
 from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
 from pyalign.symmetry.tracing.rules.rotary import Half
 from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.written import unwritten, written_repeats
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
 
@@ -199,7 +200,7 @@ class Trace(TorchDispatchMode):
         if label is not None and label.random:
             fixed = []
         zero = label is None and not bool(tensor.any())
-        places = {} if label is None or label.repeats is None else places_of(label.repeats, fixed)
+        places = {} if label is None or label.repeats is None else places_of(tensor, label.repeats, fixed)
         return Operand(
             tuple(place(plane, dims, rank) for plane in planes),
             frozenset(dims[d] for d in fixed if d not in places or places[d].any()),
@@ -294,32 +295,14 @@ class Trace(TorchDispatchMode):
         if old:
             full.copy_(old[0].atoms.expand(base.shape))
         elif self.label(base) is None and planes and len(planes[0].dims) == 1:
-            full.copy_(self._unwritten(base, target, planes[0].dims[0]))
+            full.copy_(unwritten(self.ties, base, target, planes[0].dims[0]))
         region = full.as_strided(target.shape, target.stride(), target.storage_offset())
         region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
         from pyalign.symmetry.tracing.rules.moving import settle
 
-        counts, known = None, self.repeats(base)
-        if known is not None or repeats is not None:
-            counts = torch.zeros(base.shape, dtype=torch.int64)
-            counts.copy_(torch.zeros((), dtype=torch.int64) if known is None else known.expand(base.shape))
-            part = counts.as_strided(target.shape, target.stride(), target.storage_offset())
-            part.copy_(torch.zeros((), dtype=torch.int64) if repeats is None else repeats.expand(target.shape))
-            counts = compact(counts)
+        counts = written_repeats(base, target, self.repeats(base), repeats)
         whole = Plane(full, all(p.scaled for p in (*planes, *old)))
         self.labels[base] = Label(settle(self, [whole], counts), repeats=counts)
-
-    def _unwritten(self, base: Tensor, target: Tensor, axis: int) -> Tensor:
-        """Atoms of entries of a constant that were not written yet: interchangeable along `axis` where alike."""
-        written = torch.zeros(base.shape, dtype=torch.bool)
-        written.as_strided(target.shape, target.stride(), target.storage_offset()).fill_(True)
-        others = tuple(d for d in range(base.dim()) if d != axis)
-        rest = base.index_select(axis, torch.where(~(written.any(others) if others else written))[0].to(base.device))
-        if target.dim() != base.dim() or not rest.numel() or not bool((rest == rest.narrow(axis, 0, 1)).all()):
-            return torch.zeros((), dtype=torch.int64)
-        shape = [1] * base.dim()
-        shape[axis] = base.shape[axis]
-        return torch.from_numpy(self.ties.new_atoms(base.shape[axis])).reshape(shape)
 
     def _sight(self, call: Call, outputs: list[Tensor], results: list[tuple[Plane, ...]]) -> None:
         rank = SIGHTS.get(call.name)

@@ -55,10 +55,17 @@ def served(ties: Ties, narrow: Plane, wide: Plane) -> Plane:
     return distinct(ties, _repeated(ties, Plane(narrow.atoms.expand(shape), narrow.scaled), key))
 
 
-def places_of(repeats: Tensor, axes: Sequence[int]) -> dict[int, IntArray]:
-    """For each of some axes along which values are repeated, which places have the same value."""
+def places_of(tensor: Tensor, repeats: Tensor, axes: Sequence[int]) -> dict[int, IntArray]:
+    """For each of some axes along which a tensor's values are repeated, which places have the same value."""
     varying = [d for d, size in enumerate(repeats.shape) if size > 1]
-    return {d: rank(as_array(repeats.reshape(-1))) for d in axes if varying == [d]}
+    found = {d: rank(as_array(repeats.reshape(-1))) for d in axes if varying == [d]}
+    return {d: places for d, places in found.items() if tensor.is_meta or _equal_at(tensor, d, places)}
+
+
+def _equal_at(tensor: Tensor, axis: int, places: IntArray) -> bool:
+    """Whether the values at places of equal number are equal indeed."""
+    first = torch.from_numpy(np.unique(places, return_index=True)[1][places]).to(tensor.device)
+    return torch.equal(tensor.index_select(axis, first), tensor)
 
 
 def merged(ties: Ties, one: Plane, two: Plane) -> Plane | None:
