@@ -286,9 +286,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings["words"] = (
         f"Character GPT on tinyshakespeare; two seeds each; {scale.windows} test windows of {scale.length} characters, "
         f"{scale.points} points of t. Frozen: the trained network of the pairs, its first or all FFNs replaced by four "
-        f"experts and trained for {scale.steps} steps of {scale.batch} windows (longer: {scale.longer}), all else as it "
-        f"was. Units only: experts in the order they have. Scratch: {scale.depth} layers of {scale.width} units, {scale.scratch_steps} steps. Orders are ranked by their barrier "
-        f"at t = 0, .5, 1. {platform.machine()}, torch {torch.__version__}."
+        f"experts and trained for {scale.steps} steps of {scale.batch} windows (longer: {scale.longer}), all else as "
+        f"it was. Units only: experts in the order they have. Scratch: {scale.depth} layers of {scale.width} units, "
+        f"{scale.scratch_steps} steps. Orders are ranked by their barrier at t = 0, .5, 1. {platform.machine()}, "
+        f"torch {torch.__version__}."
     )
     print(write(options.out, rows, rankings, settings))
     return 1 if failures(rows, rankings) else 0
