@@ -32,9 +32,9 @@ class ExpertOverlap:
         dead_b: The same for B.
 
     Example:
-        >>> record = ExpertOverlap((0.0, 1.0), ("gate",), ((1.0, 0.4),), ((0.4, 1.0),), ((3,),), ((),))
+        >>> record = ExpertOverlap((0.0, 0.5), ("gate",), ((1.0, 0.6),), ((0.4, 0.7),), ((3,),), ((),))
         >>> record.least
-        0.4
+        0.7
     """
 
     t: tuple[float, ...]

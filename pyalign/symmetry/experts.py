@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyalign.symmetry.calls import call, state_of, tensors_of
 from pyalign.symmetry.derive import untouched
@@ -36,6 +36,8 @@ _LEAST, _MOST = 3, 12
 """Drawings of the weights on which a proposal must hold, and after which experts that had no part are given up."""
 _BLUNT = 1e-4
 """A drawing whose tolerance is larger (rounding moves a token to another expert) decides nothing."""
+
+_UNSEEN = "expert"
 
 Proposal = tuple[SymmetrySpec, tuple[str, ...]]
 
@@ -67,7 +69,7 @@ def ordered_experts(
             lots = [pending] if together else [[layer] for layer in pending]
             for lot in lots:
                 free = [x for x in lot if claimed.isdisjoint(x.axes) and x.count % parts == 0 and x.count > parts]
-                free = [x for x in free if split[id(x)] in (0, parts)]
+                free = [x for x in free if split[id(x)] in (0, parts) and not why.get(id(x), "").startswith(_UNSEEN)]
                 proposal = _proposed(spec, free, court.buffers, parts)
                 reason = court.verdict(proposal[0], proposal[1], free) if proposal[1] else "nothing to move"
                 why.update({id(x): reason for x in free})
@@ -127,10 +129,11 @@ class _Court:
 
     def verdict(self, spec: SymmetrySpec, new: Sequence[str], layers: Sequence[ExpertLayer]) -> str:
         """Empty if the new groups leave the outputs as they are; else what stands in the way."""
-        idle: dict[str, set[int]] = {x.scope + x.shared: set(range(x.count)) for x in layers}
+        idle = [set(range(x.count)) for x in layers]
         held = 0
         for seed in range(_MOST):
             probe = self._drawn(spec, layers, seed)
+            reached = _reached(probe, layers) if any(idle) else [set[int]() for _ in layers]
             error = probe.error(spec, _elements(spec, new, seed))
             if error > probe.least:
                 tolerance = probe.tolerance()
@@ -139,15 +142,13 @@ class _Court:
                 if error > tolerance:
                     return "moving them changes the outputs"
             held += 1
-            probe.error(spec, {})
-            for layer in layers:
-                idle[layer.scope + layer.shared] -= _reached(probe, layer)
-            if held >= _LEAST and not any(idle.values()):
+            idle = [left - now for left, now in zip(idle, reached, strict=True)]
+            if held >= _LEAST and not any(idle):
                 return ""
         if held < _LEAST:
             return "rounding alone sends tokens to other experts"
-        worst = next(sorted(e) for e in idle.values() if e)
-        return f"expert {worst[0]} had no part in the outputs on these inputs; derive with more of them"
+        worst = next(min(left) for left in idle if left)
+        return f"{_UNSEEN} {worst} had no part in the outputs on these inputs; derive with more of them"
 
     def _drawn(self, spec: SymmetrySpec, layers: Sequence[ExpertLayer], seed: int) -> _Probe:
         """A copy with noise, on routers more with every drawing: an expert that is never chosen proves nothing."""
@@ -174,25 +175,35 @@ def _elements(spec: SymmetrySpec, new: Sequence[str], seed: int) -> dict[str, Tr
     return elements
 
 
-def _reached(probe: _Probe, layer: ExpertLayer) -> set[int]:
-    """Experts whose weights the outputs depend on: those with a gradient that is not zero."""
+def _reached(probe: _Probe, layers: Sequence[ExpertLayer]) -> list[set[int]]:
+    """Experts of each layer whose weights the outputs depend on: those with a gradient that is not zero."""
     model, state = probe.model, dict(probe.model.named_parameters())
-    listed = [(e, state[part]) for parts in layer.stacks.values() for e, part in enumerate(parts) if part in state]
-    solid = [(d, state[n]) for n, d in layer.axes if n in state and state[n].dim() >= 3]
-    weights = [weight for _, weight in (*listed, *solid)]
+    places: list[tuple[int, int, int]] = []  # layer, expert (-1: of all of them), axis
+    weights = []
+    for number, layer in enumerate(layers):
+        listed = [(e, part) for parts in layer.stacks.values() for e, part in enumerate(parts) if part in state]
+        solid = [(name, d) for name, d in layer.axes if name in state and state[name].dim() >= 3]
+        places += [*((number, e, 0) for e, _ in listed), *((number, -1, d) for _, d in solid)]
+        weights += [state[name] for name in (*(part for _, part in listed), *(name for name, _ in solid))]
+    found: list[set[int]] = [set() for _ in layers]
+    for (number, e, axis), gradient in zip(places, _gradients(probe, model, weights), strict=True):
+        if gradient is not None and e >= 0:
+            found[number] |= {e} if bool(gradient.any()) else set()
+        elif gradient is not None:
+            found[number] |= set(torch.where(gradient.movedim(axis, 0).flatten(1).any(1))[0].tolist())
+    return found
+
+
+def _gradients(probe: _Probe, model: nn.Module, weights: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    """Gradients of a sum of all outputs, each with a factor of its own."""
     for weight in weights:
         weight.requires_grad_(weight.is_floating_point())
     with untouched(model), torch.enable_grad(), WideForms():
         outputs = [t.flatten() for t in tensors_of(call(model, probe.inputs)) if t.requires_grad]
         if not outputs:
-            return set()
+            return [None] * len(weights)
         total = torch.cat([t * torch.linspace(1, 2, len(t)).to(t) for t in outputs]).sum()
-        gradients = torch.autograd.grad(total, weights, allow_unused=True)
-    found = {e for (e, _), g in zip(listed, gradients[: len(listed)], strict=True) if g is not None and bool(g.any())}
-    for (axis, _), g in zip(solid, gradients[len(listed) :], strict=True):
-        used = None if g is None else g.movedim(axis, 0).flatten(1).any(1)
-        found |= set() if used is None else set(torch.where(used)[0].tolist())
-    return found
+        return torch.autograd.grad(total, weights, allow_unused=True)
 
 
 def _held(spec: SymmetrySpec, layers: Sequence[ExpertLayer], reason: str) -> SymmetrySpec:

@@ -15,7 +15,27 @@ from pyalign import derive
 from pyalign.errors import InputError
 from pyalign.symmetry import Alignment, SymmetrySpec, Wreath, verify
 
-from .mixtures import EXPERTS, HIDDEN, ROUTERS, SENDERS, WIDTH, Mixture, after, corrected, limited, looped, masked
+from .mixtures import (
+    EXPERTS,
+    HIDDEN,
+    ROUTERS,
+    SENDERS,
+    WIDTH,
+    Mixture,
+    after,
+    before,
+    combined,
+    corrected,
+    counted,
+    dense,
+    gathered,
+    limited,
+    looped,
+    masked,
+    noisy,
+    renormalised,
+    top1,
+)  # fmt: skip
 
 torch.set_num_threads(1)
 X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
@@ -36,7 +56,11 @@ def names(route: Callable[..., Any]) -> str:
     return route.__name__
 
 
-CASES = [*((route, masked) for route in ROUTERS), *((after, send) for send in SENDERS if send is not masked)]
+CASES = [
+    (after, gathered), (before, looped), (renormalised, counted), (corrected, masked), (limited, gathered),
+    (top1, looped), (noisy, combined), (dense, masked),
+]  # fmt: skip
+assert {route for route, _ in CASES} == set(ROUTERS) and {send for _, send in CASES} == set(SENDERS)
 
 
 @pytest.mark.parametrize(("route", "send"), CASES, ids=names)
