@@ -35,8 +35,6 @@ def moved(trace: Trace, call: Call) -> list[Planes] | None:
         return None
     results: list[list[Plane]] = [[] for _ in tensors_of(call.out)]
     for plane in trace.planes(source):
-        if not trace.ties.moves(plane):
-            continue
         out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
         for found, atoms in zip(results, tensors_of(out), strict=True):
             found.append(Plane(atoms, plane.scaled))
