@@ -177,12 +177,12 @@ class LearnedMatching:
         notes = [f"the objective is the negated mean loss on {judged} between the models"]
         try:
             record, _ = train(objective, problem.data, settings, "learned matching")
-            notes.append(f"best after {int(objective.state[3])} of {record['taken']} steps")
+            notes.append(f"best after {objective.best_step} of {record['taken']} steps")
         except NonFiniteError as failure:
             if objective.value == float("inf"):
                 raise
             warnings.warn(f"learned matching ended early: {failure}", PyalignWarning, stacklevel=4)
-            notes.append(f"ended early, best after {int(objective.state[3])} steps: {failure}")
+            notes.append(f"ended early, best after {objective.best_step} steps: {failure}")
         if objective.value < float("inf"):
             objective.settle()
         return notes
