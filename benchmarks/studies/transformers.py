@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import warnings
@@ -133,7 +132,7 @@ class Study:
         if everything:
             start = self._with_units_by_activations(start, a, b)
         learned = LearnedMatching(
-            start=start, steps=self.scale.steps, lr=self.scale.lr, schedule=half_cosine,
+            start=start, steps=self.scale.steps, lr=self.scale.lr,
             checkpoint=path.with_suffix(".search.safetensors"), every=50,
         )  # fmt: skip
         return learned.match(Problem(a, b, spec, self.given.learning))
@@ -159,11 +158,6 @@ class Study:
         stream = max(spec.groups, key=lambda name: len(spec.of(name)))
         stay = spec.identity().transforms[stream]
         return found.with_transforms({**found.transforms, stream: stay})
-
-
-def half_cosine(fraction: float) -> float:
-    """From 1 to 1 % along half a cosine."""
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def carry_out(scale: Scale, work: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]:

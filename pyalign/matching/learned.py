@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -26,6 +27,16 @@ __all__ = ["LearnedMatching"]
 PROJECTORS = ("assignment", "sinkhorn")
 
 
+def half_cosine(fraction: float) -> float:
+    """The factor of the learning rate after a share of the steps: from 1 to 0.01 along half a cosine.
+
+    Example:
+        >>> [round(half_cosine(x), 3) for x in (0.0, 0.5, 1.0)]
+        [1.0, 0.505, 0.01]
+    """
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * fraction))
+
+
 @dataclass(frozen=True, eq=False)
 class LearnedMatching:
     r"""Learn the group elements by descent on the loss between the models.
@@ -44,7 +55,7 @@ class LearnedMatching:
         epochs: number of passes over the data. Without either, 1000 steps.
         lr: Learning rate of the latents.
         optimizer: Called as `optimizer(parameters, lr=lr)`.
-        schedule: Factor of `lr`, given the share of the steps that is done.
+        schedule: Factor of `lr`, given the share of the steps that is done; half a cosine.
         t: Where on the path the loss is taken: an interval with equal chances, a number, or a function of a
             torch.Generator. Around the middle both the middle and the flanks come down (section 5.3 of the paper).
         loss: `loss(output, targets)`; None as for `pyalign.curve`.
@@ -75,9 +86,9 @@ class LearnedMatching:
     start: Alignment | Method | None = field(default_factory=WeightMatching)
     steps: int | None = None
     epochs: int | None = None
-    lr: float = 1e-3
+    lr: float = 1e-2
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
-    schedule: Callable[[float], float] = lambda _: 1.0
+    schedule: Callable[[float], float] = half_cosine
     t: float | tuple[float, float] | Sampler = (0.4, 0.6)
     loss: Loss | None = None
     clip: float | None = None
@@ -166,12 +177,12 @@ class LearnedMatching:
         notes = [f"the objective is the negated mean loss on {judged} between the models"]
         try:
             record, _ = train(objective, problem.data, settings, "learned matching")
-            notes.append(f"best after {int(objective.state[3])} of {record['taken']} steps")
+            notes.append(f"best after {objective.best_step} of {record['taken']} steps")
         except NonFiniteError as failure:
             if objective.value == float("inf"):
                 raise
             warnings.warn(f"learned matching ended early: {failure}", PyalignWarning, stacklevel=4)
-            notes.append(f"ended early, best after {int(objective.state[3])} steps: {failure}")
+            notes.append(f"ended early, best after {objective.best_step} steps: {failure}")
         if objective.value < float("inf"):
             objective.settle()
         return notes

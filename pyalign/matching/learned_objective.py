@@ -101,8 +101,10 @@ class LearnedObjective:
         self.t: float | None = None
         self.name = name
         device = next(iter(self.b.values())).device
-        # Loss and steps of the window at hand; value and step of the best latents; steps so far.
-        self.state = torch.tensor([0.0, 0.0, math.inf, 0.0, 0.0], dtype=torch.float64, device=device)
+        # Steps of the window at hand; value and step of the best latents; steps so far. The losses of the window are
+        # summed where they are, so that a GPU is waited for once a window only.
+        self.state = torch.tensor([0.0, math.inf, 0.0, 0.0], dtype=torch.float64)
+        self.total = torch.zeros((), dtype=torch.float64, device=device)
         self.best = [p.detach().clone() for p in self.parameters]
         self._latest = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -114,7 +116,12 @@ class LearnedObjective:
     @property
     def value(self) -> float:
         """The loss of the best latents, infinite before the first window has ended."""
-        return float(self.state[2])
+        return float(self.state[1])
+
+    @property
+    def best_step(self) -> int:
+        """After how many steps they were found."""
+        return int(self.state[2])
 
     def loss(self, batch: Any, index: int, scale: float) -> Tensor:
         """The loss of a batch at a new t."""
@@ -151,16 +158,17 @@ class LearnedObjective:
     @torch.no_grad()
     def stepped(self, lr: float) -> None:
         """Count the step; at the end of a window keep the latents if they are the best so far."""
-        self.state[0] += self._latest
-        self.state[1] += 1
-        self.state[4] += 1
-        if int(self.state[1]) == self.window:
-            self._keep(self.judge() if self.held is not None else float(self.state[0] / self.state[1]))
-            self.state[:2] = 0
+        self.total += self._latest
+        self.state[0] += 1
+        self.state[3] += 1
+        if int(self.state[0]) == self.window:
+            self._keep(self.judge() if self.held is not None else float(self.total) / self.window)
+            self.state[0] = 0
+            self.total.zero_()
 
     def _keep(self, value: float) -> None:
         if value < self.value and all(bool(p.isfinite().all()) for p in self.parameters):
-            self.state[2], self.state[3] = value, self.state[4]
+            self.state[1], self.state[2] = value, self.state[3]
             for kept, parameter in zip(self.best, self.parameters, strict=True):
                 kept.copy_(parameter.detach())
 
@@ -176,7 +184,9 @@ class LearnedObjective:
         for name, latent in self.latents.items():
             found |= {f"latent.{name}.{part}": p for part, p in latent.parameters.items()}
             found |= {f"order.{name}": latent.perm} if hasattr(latent, "perm") else {}
-        return found | {f"best.{i}": kept for i, kept in enumerate(self.best)} | {"state": self.state}
+        return (
+            found | {f"best.{i}": kept for i, kept in enumerate(self.best)} | {"state": self.state, "total": self.total}
+        )
 
     def record(self) -> dict[str, Any]:
         """What identifies the objective."""
