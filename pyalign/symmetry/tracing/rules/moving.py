@@ -28,13 +28,15 @@ def same(trace: Trace, call: Call) -> list[Planes]:
     return [trace.planes(call.args[0])]
 
 
-def moved(trace: Trace, call: Call) -> list[Planes] | None:
-    """Views, reorderings, repeats: the operator itself is run on the planes."""
+def moved(trace: Trace, call: Call, picked: frozenset[int] = frozenset()) -> list[Planes] | None:
+    """Views, reorderings, repeats: the operator itself is run on the planes, but not those of axes that are `picked`."""
     source = call.args[0]
     if any(trace.planes(t) for t in tensors_of([call.args[1:], call.kwargs])):
         return None
     results: list[list[Plane]] = [[] for _ in tensors_of(call.out)]
     for plane in trace.planes(source):
+        if picked.issuperset(plane.dims):
+            continue
         out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
         for found, atoms in zip(results, tensors_of(out), strict=True):
             found.append(Plane(atoms, plane.scaled))
@@ -109,12 +111,11 @@ def indexed(trace: Trace, call: Call) -> list[Planes] | None:
     indices = [t for t in tensors_of([call.args[1:], call.kwargs]) if trace.label(t) is not None]
     if any(trace.planes(t) for t in indices):
         return None
-    if indices:
-        axes = _indexed_axes(call)
-        for plane in trace.planes(source):
-            if plane.along(axes):
-                trace.ties.collapse(plane, axes, "picked by index")
-    return moved(trace, call)
+    axes = _indexed_axes(call) if indices else set()
+    for plane in trace.planes(source):
+        if plane.along(axes):
+            trace.ties.collapse(plane, axes, "picked by index")
+    return moved(trace, call, frozenset(axes))
 
 
 def _indexed_axes(call: Call) -> set[int]:
