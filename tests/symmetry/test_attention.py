@@ -173,6 +173,14 @@ def test_rotations_are_found_where_the_code_keeps_their_parts_apart() -> None:
     check(Shape("enable_gqa", rotary=True, apart=True))
 
 
+def test_an_odd_head_keeps_the_entry_that_has_no_partner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "turned", lambda x: torch.cat([rotated(x[..., :4]), x[..., 4:]], -1))
+    model, x, spec = built(Shape("enable_gqa", width=5, rotary=True, apart=True))
+    found = {"permutation 2": 1, "permutation 2x2": 1, "scaled rotation of pairs 2x4": 1, "invertible 2x5": 1}
+    assert dict(listed(spec)) == {"signed permutation 10": 1, **found}
+    assert verify(spec, model, x).error < 1e-9
+
+
 def test_a_reflection_is_no_rotation(monkeypatch: pytest.MonkeyPatch) -> None:
     def reflected(x: Tensor) -> Tensor:
         angle = torch.arange(x.shape[-2], dtype=x.dtype)[:, None] / torch.arange(1, x.shape[-1] // 2 + 1)

@@ -134,11 +134,11 @@ def concatenated(trace: Trace, call: Call) -> list[Planes]:
     axis = call.get(1, "dim", 0) % call.out.dim()
     parts = [t for t in call.args[0] if t.dim() == call.out.dim() and t.shape[axis]]
     rank = call.out.dim()
-    along = [[p for p in trace.planes(t) if p.along({axis})] for t in parts]
+    along = _along(trace, parts, axis)
     operands = []
-    for t in parts:
+    for t, own in zip(parts, along, strict=True):
         o = trace.operand(t, range(rank), rank)
-        rest = tuple(p for p in o.planes if not p.along({axis}))
+        rest = tuple(p for p in o.planes if not p.along({axis}) and not any(p.dims == q.dims for q in own))
         operands.append(Operand(rest, o.fixed - {axis}, o.zero))
     planes = list(combine(trace, operands, "add", f"joined with values that belong to no unit, in {call.place}"))
     counts = [trace.repeats(t) for t in parts]
@@ -148,6 +148,17 @@ def concatenated(trace: Trace, call: Call) -> list[Planes]:
     count = compact(torch.cat([c.expand(t.shape) for c, t in zip(known, parts, strict=True)], axis))
     trace.repeat([count])
     return [settle(trace, [*planes, _joined(trace, parts, along, axis)], count)]
+
+
+def _along(trace: Trace, parts: Sequence[Tensor], axis: int) -> list[list[Plane]]:
+    """The planes of each part along the axis; one of length 1 has that of blocks whose inside the others have too."""
+    found = [[p for p in trace.planes(t) if p.along({axis})] for t in parts]
+    blocks = {tuple(d for d in p.dims if d != axis) for planes in found for p in planes}
+    if len(blocks) == 1 and (shape := next(iter(blocks))):
+        for n, t in enumerate(parts):
+            if t.shape[axis] == 1:
+                found[n] = [p for p in trace.planes(t) if p.dims == shape]
+    return found
 
 
 def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plane]], axis: int) -> Plane:
