@@ -29,7 +29,7 @@ def same(trace: Trace, call: Call) -> list[Planes]:
 
 
 def moved(trace: Trace, call: Call, picked: frozenset[int] = frozenset()) -> list[Planes] | None:
-    """Views, reorderings, repeats: the operator itself is run on the planes, but not those of axes that are `picked`."""
+    """Views, reorderings, repeats: the operator is run on the planes, but for those of axes that are `picked`."""
     source = call.args[0]
     if any(trace.planes(t) for t in tensors_of([call.args[1:], call.kwargs])):
         return None
