@@ -147,10 +147,10 @@ class Matrices(Latent):
     def __init__(self, group: Group, outer: Latent | None, like: Tensor) -> None:
         super().__init__(group, outer)
         k, d = self.blocks, self.inner
-        if group.kind.isometric:
-            first = torch.eye(d).repeat(k, 1, 1)
-        elif group.kind is Kind.ROTATION:
+        if group.kind.paired:
             first = torch.zeros(k, d // 2, 2)
+        elif group.kind.isometric:
+            first = torch.eye(d).repeat(k, 1, 1)
         else:
             first = torch.zeros(k, d, d)
         self.latent = first.to(like).requires_grad_()
@@ -162,14 +162,15 @@ class Matrices(Latent):
 
     def matrices(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices of axes that produce the units, and their inverse transposes, shape (k, d, d)."""
-        if self.group.kind.isometric:
-            turned = polar(_centred(latent) if self.group.kind is Kind.CENTRED else latent)
-            return turned, turned
-        if self.group.kind is Kind.ROTATION:
+        if self.group.kind.paired:
             size, angle = latent.unbind(-1)
+            size = size if self.group.kind is Kind.ROTATION else torch.zeros_like(size)
             # The inverse transpose turns by the same angle and divides by the size.
             one, two = (torch.polar(torch.exp(s), angle) for s in (size, -size))
             return from_pairs(one).to(latent.dtype), from_pairs(two).to(latent.dtype)
+        if self.group.kind.isometric:
+            turned = polar(_centred(latent) if self.group.kind is Kind.CENTRED else latent)
+            return turned, turned
         # exp(X) is invertible for every X, and its inverse transpose is exp(-X^T).
         return torch.matrix_exp(latent), torch.matrix_exp(-latent.mT)
 

@@ -275,7 +275,7 @@ def test_grouped_convolutions_stay_and_fixed_models_are_answered():
     assert answer.is_identity and any("can be learnt" in note for note in answer.notes)
 
 
-@pytest.mark.parametrize("kind", [Kind.ROTATION, Kind.CENTRED, Kind.ORTHOGONAL, Kind.INVERTIBLE])
+@pytest.mark.parametrize("kind", [Kind.ROTATION, Kind.TURN, Kind.CENTRED, Kind.ORTHOGONAL, Kind.INVERTIBLE])
 def test_matrices_are_of_their_class_wherever_the_latent_is(kind):
     spec = attention().spec
     top = next(n for n, g in spec.groups.items() if g.size == 2)
