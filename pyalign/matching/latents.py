@@ -223,7 +223,7 @@ def _held(spec: SymmetrySpec, permutations: bool) -> dict[str, str]:
     for group in reversed(spec.outer_first()):
         own = any(binding.blocks > 1 for binding in spec.of(group.name))
         if own or group.name in stuck:
-            held[group.name] = "it is an axis of a grouped convolution, or moves one"
+            held[group.name] = "it is an axis of a grouped convolution or of experts, or moves one"
             if isinstance(group.structure, Wreath):
                 stuck.add(group.structure.outer)
         elif group.kind is Kind.IDENTITY:

@@ -92,7 +92,8 @@ class LearnedObjective:
         sampler: Sampler, loss: Loss | None, seed: int, window: int, held: Sequence[Any] | None, name: str,
     ) -> None:  # fmt: skip
         self.latents, self.sampler, self.custom, self.window, self.held = latents, sampler, loss, window, held
-        self.a, self.b = state_of(model_a), state_of(model_b)
+        self.a, self.b = spec.stacked(state_of(model_a)), spec.stacked(state_of(model_b))
+        self.stacks = spec.stacks
         self.module = _evaluating(runnable(model_a, {}))
         skipped = running_statistics(self.module) | set(spec.aliases)
         floating = [n for n, tensor in self.a.items() if tensor.is_floating_point() and n not in skipped]
@@ -134,12 +135,14 @@ class LearnedObjective:
 
     def at(self, t: float, inputs: Any, targets: Any, index: int) -> Tensor:
         """The loss of inputs at t, with the latents as they were projected last."""
-        values = {}
+        values: dict[str, Tensor] = {}
         for name, moves in self.moves.items():
             moved = self.b[name]
             for move in moves:
                 moved = move(moved)
-            values[name] = torch.lerp(self.a[name], moved, t)
+            value = torch.lerp(self.a[name], moved, t)
+            parts = self.stacks.get(name)
+            values |= {name: value} if parts is None else dict(zip(parts, value.unbind(0), strict=True))
         return mean_loss(respond(Point(self.module, values), inputs, index), targets, self.custom, index)
 
     @torch.no_grad()

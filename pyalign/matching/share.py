@@ -7,7 +7,7 @@ one, and \(W_2 \, 1[\tilde P > 0]^T\), is the same function.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,24 +79,36 @@ def share(model_a: nn.Module, model_b: nn.Module, example_inputs: Any, *, spec: 
     check_finite(state_a, "A")
     check_finite(state_b, "B")
     spec = derive(model_a, example_inputs) if spec is None else spec
-    a = {n: state_a[n].double() for n in dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)}
+    stacked_a, matched = spec.stacked(state_a), dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
+    a = {n: stacked_a[n].double() for n in matched}
     model = copy.deepcopy(model_b).double()
-    b = {spec.aliases.get(n, n): t for n, t in state_of(model).items()}
+    b = {spec.aliases.get(n, n): t for n, t in spec.stacked(state_of(model)).items()}
+
+    def error() -> float:
+        _unstack(spec, b, state_of(model))
+        return difference(model_b, model, example_inputs)
+
     before, filled = _distance(a, b), {}
     for group in spec.groups.values():
         if group.kind.scales and isinstance(group.structure, Flat) and not _inside(spec, group):
             silent = _silent(spec, group, b)
             if silent.any():
-                done = _share_group(spec, group, silent, a, b, lambda: difference(model_b, model, example_inputs))
+                done = _share_group(spec, group, silent, a, b, error)
                 filled[group.name] = (done, int(silent.sum()))
-    after, answer = _distance(a, b), copy.deepcopy(model_b)
+    _unstack(spec, b, state_of(model))
+    after, answer, found = _distance(a, b), copy.deepcopy(model_b), state_of(model)
     for name, tensor in state_of(answer).items():
-        tensor.copy_(b[spec.aliases.get(name, name)])
+        tensor.copy_(found[name])
     return Sharing(answer, filled, before, after)
 
 
 def _share_group(
-    spec: SymmetrySpec, group: Group, silent: Tensor, a: Mapping[str, Tensor], b: Mapping[str, Tensor], error: Any
+    spec: SymmetrySpec,
+    group: Group,
+    silent: Tensor,
+    a: Mapping[str, Tensor],
+    b: Mapping[str, Tensor],
+    error: Callable[[], float],
 ) -> int:
     """Fill the silent slots of one group, all or as many as help; none where the function does not allow it."""
     names = dict.fromkeys(x.tensor for x in spec.of(group.name))
@@ -184,6 +196,13 @@ def _inside(spec: SymmetrySpec, group: Group) -> bool:
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return sum(float((tensor - b[name]).square().sum()) for name, tensor in a.items())
+
+
+def _unstack(spec: SymmetrySpec, b: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Write the tensors of experts in lists back to where they came from."""
+    for name, parts in spec.stacks.items():
+        for part, tensor in zip(parts, b[name], strict=True):
+            state[part].copy_(tensor)
 
 
 def _restore(b: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:

@@ -110,7 +110,8 @@ def universe(
 class _Search:
     def __init__(self, models: list[nn.Module], spec: SymmetrySpec, method: WeightMatching, seed: int) -> None:
         self.models, self.spec, self.method, self.seed = models, spec, method, seed
-        self.names = list(dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED))
+        matched = dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
+        self.names = [part for name in matched for part in spec.stacks.get(name, (name,))]
         self.alignments = [replace(spec.identity(), method="universe") for _ in models]
         self.states = [state_of(model) for model in models]
 

@@ -26,37 +26,52 @@ Calls = list[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
+class Writer:
+    """Where units lie on one axis of a weight, or of a weight that every expert of a list has.
+
+    Args:
+        names: The tensors.
+        axis: The axis.
+        positions: Shape (units, runs): the entries of each unit.
+    """
+
+    names: tuple[str, ...]
+    axis: int
+    positions: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Stream:
     """A group of units that norms read.
 
     Args:
         group: Name of the group.
         norms: Paths of the modules that normalise it, each with its input.
-        writers: The bindings of weights that write to it.
+        writers: The weights that write to it.
         centred: Whether some norm subtracts the mean.
     """
 
     group: str
     norms: Mapping[str, Tensor]
-    writers: tuple[AxisBinding, ...]
+    writers: tuple[Writer, ...]
     centred: bool
 
     @torch.no_grad()
     def centre(self, state: Mapping[str, Tensor]) -> None:
         """Take the mean over the units out of everything that writes to the stream, in place."""
-        for b in self.writers:
-            tensor = state[b.tensor]
-            for run in b.positions.to(tensor.device).T:
-                part = tensor.index_select(b.axis, run)
-                tensor.index_copy_(b.axis, run, part - part.mean(b.axis, keepdim=True))
+        for w in self.writers:
+            for tensor in (state[name] for name in w.names):
+                for run in w.positions.to(tensor.device).T:
+                    part = tensor.index_select(w.axis, run)
+                    tensor.index_copy_(w.axis, run, part - part.mean(w.axis, keepdim=True))
 
     @torch.no_grad()
     def scale(self, state: Mapping[str, Tensor], factor: float) -> None:
         """Multiply everything that writes to the stream, in place."""
-        for b in self.writers:
-            tensor = state[b.tensor]
-            here = b.positions.to(tensor.device).reshape(-1)
-            tensor.index_copy_(b.axis, here, tensor.index_select(b.axis, here) * factor)
+        for w in self.writers:
+            for tensor in (state[name] for name in w.names):
+                here = w.positions.to(tensor.device).reshape(-1)
+                tensor.index_copy_(w.axis, here, tensor.index_select(w.axis, here) * factor)
 
 
 @torch.no_grad()
@@ -82,7 +97,8 @@ def streams(model: nn.Module, inputs: Any, spec: SymmetrySpec) -> list[Stream]:
             own = {path.rpartition(".")[0] for path in map(_weight, norms)}
             bound = [b for b in spec.of(group) if b.tensor.rpartition(".")[0] not in own and b.blocks == 1]
             seen = [(path, x) for path, x in before if path in norms]
-            writers = tuple(b for b in bound if _writes(b, model, inputs, spec, seen))
+            known = [_weight_of(b, spec) for b in bound]
+            writers = tuple(w for w in known if _writes(w, group, model, inputs, spec, seen))
             found.append(Stream(group, norms, writers, any(_subtracts(model, *n) for n in norms.items())))
     return found
 
@@ -103,8 +119,17 @@ def _weight(path: str) -> str:
     return f"{path}.weight" if path else "weight"
 
 
+def _weight_of(binding: AxisBinding, spec: SymmetrySpec) -> Writer:
+    parts = spec.stacks.get(binding.tensor)
+    if parts is None:
+        return Writer((binding.tensor,), binding.axis, binding.positions)
+    return Writer(parts, binding.axis - 1, binding.positions)
+
+
 def _scale_of(path: str, spec: SymmetrySpec, group: str) -> AxisBinding | None:
     """The binding of a group to the scale of a norm, the units in any order and each once."""
+    if _weight(path) in spec.stack_of:
+        return None
     return next((b for b in spec.on(_weight(path)) if b.group == group and b.positions.shape[1] == 1), None)
 
 
@@ -147,22 +172,26 @@ def _subtracts(model: nn.Module, path: str, x: Tensor) -> bool:
     return bool((one - two).abs().max() <= 1e-6 * one.abs().max())
 
 
-def _writes(binding: AxisBinding, model: nn.Module, inputs: Any, spec: SymmetrySpec, before: Calls) -> bool:
+def _writes(weight: Writer, group: str, model: nn.Module, inputs: Any, spec: SymmetrySpec, before: Calls) -> bool:
     """Whether the first norm that notices a change of one unit's entries sees that unit change and no other."""
-    tensor = state_of(model)[binding.tensor]
-    kept, unit = tensor.clone(), len(binding.positions) // 2
-    here = binding.positions[unit].to(tensor.device)
-    part = tensor.index_select(binding.axis, here)
-    noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    tensor.index_copy_(binding.axis, here, part + (noise * (tensor.std(unbiased=False).cpu() + 1e-3)).to(part))
+    tensors = [state_of(model)[name] for name in weight.names]
+    kept, unit = [tensor.clone() for tensor in tensors], len(weight.positions) // 2
+    generator = torch.Generator().manual_seed(0)
+    for tensor in tensors:
+        here = weight.positions[unit].to(tensor.device)
+        part = tensor.index_select(weight.axis, here)
+        noise = torch.randn(part.shape, generator=generator, dtype=torch.float64)
+        noise *= tensor.std(unbiased=False).cpu() + 1e-3
+        tensor.index_copy_(weight.axis, here, part + noise.to(part))
     try:
         after = [(path, x) for path, x in _calls(model, inputs) if path in dict(before)]
     finally:
-        tensor.copy_(kept)
+        for tensor, value in zip(tensors, kept, strict=True):
+            tensor.copy_(value)
     for (path, x), (_, y) in zip(before, after, strict=True):
         differs = (x - y).abs().reshape(-1, x.shape[-1]).amax(0) > 1e-9 * x.abs().max()
         if bool(differs.any()):
-            scale = _scale_of(path, spec, binding.group)
+            scale = _scale_of(path, spec, group)
             assert scale is not None
             place = torch.zeros_like(differs)
             place[scale.positions[unit]] = True

@@ -111,10 +111,14 @@ def _widened(
     factors = {s.group: (specs[1].groups[s.group].size / specs[0].groups[s.group].size) ** 0.5 for s in found}
     for stream in found if scaled else ():
         stream.scale(state_of(source), factors[stream.group])
-    target = state_of(model)
-    for name, tensor in state_of(source).items():
+    own = state_of(model)
+    target = specs[1].stacked(own)
+    for name, tensor in specs[0].stacked(state_of(source)).items():
         if specs[0].aliases.get(name, name) == name:
             _embed(name, tensor, target, specs, slots)
+    for name, parts in specs[1].stacks.items():
+        for part, tensor in zip(parts, target[name], strict=True):
+            own[part].copy_(tensor)
     for stream in found:
         for path, x in stream.norms.items():
             name, module = f"{path}.weight" if path else "weight", precise.get_submodule(path)
@@ -196,8 +200,10 @@ def _places(
     place = torch.full((length,), -1)
     pairs = [[b for b in spec.on(name) if b.axis == axis] for spec in specs]
     for one, two in zip(*pairs, strict=True):
-        if one.group == two.group and one.positions.shape[1] == two.positions.shape[1] and one.blocks == 1:
-            place[one.positions] = two.positions[slots[one.group]]
+        if one.group == two.group and one.positions.shape[1] == two.positions.shape[1] and one.blocks == two.blocks:
+            # An axis that each block has for itself is laid out alike in all of them.
+            units = len(one.positions) // one.blocks
+            place[one.positions[:units]] = two.positions[slots[one.group][:units]]
     left = place < 0
     if bool(left.any()) and length == wanted:
         place[left] = torch.arange(length)[left]

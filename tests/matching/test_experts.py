@@ -11,11 +11,11 @@ from torch import nn
 
 import pyalign
 from pyalign.errors import InputError
-from pyalign.matching import ActivationMatching, WeightMatching, expert_orders
+from pyalign.matching import ActivationMatching, LearnedMatching, WeightMatching, expert_orders, share, universe
 from pyalign.matching.experts import EXPERTS as WAYS
 from pyalign.matching.experts import expert_costs, expert_groups
-from pyalign.symmetry import Kind, ScaledPermutation, SymmetrySpec
-from tests.symmetry.mixtures import EXPERTS, HIDDEN, Mixture, after, gathered, limited, masked
+from pyalign.symmetry import Kind, ScaledPermutation, SymmetrySpec, widen
+from tests.symmetry.mixtures import EXPERTS, HIDDEN, Mixture, after, gathered, limited, looped, masked
 
 torch.set_num_threads(1)
 X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
@@ -105,3 +105,21 @@ def test_activations_match_experts_by_their_scores_and_their_units_by_weights() 
 def test_unknown_ways_are_refused() -> None:
     with pytest.raises(InputError, match="match experts"):
         WeightMatching(experts="order")
+
+
+def test_experts_in_a_list_go_through_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Learned, in a universe, widened and shared: the function stays, whatever form the experts are kept in."""
+    torch.manual_seed(0)
+    a, b = (Mixture(after, looped).eval() for _ in range(2))
+    spec = pyalign.derive(a, X)
+    assert spec.stacks
+    labelled = [(X, torch.randint(0, 2, (48,), generator=torch.Generator().manual_seed(1)))] * 3
+    learned = LearnedMatching(start=WeightMatching(sweeps=1), steps=3)
+    found = universe([a, b], spec, method=WeightMatching(sweeps=1), sweeps=1)
+    moved = [pyalign.align(a, b, labelled, method=learned, spec=spec).apply(b), found.apply([a, b])[1]]
+    monkeypatch.setattr("tests.symmetry.mixtures.HIDDEN", HIDDEN + 3)
+    wide = Mixture(after, looped).eval()
+    start = widen(b, wide, X).model
+    moved += [start, share(wide, start, X).model]
+    for model in moved:
+        torch.testing.assert_close(model(X), b(X), rtol=1e-4, atol=1e-5)
