@@ -64,7 +64,8 @@ def markdown(content: dict[str, Any]) -> str:
         "Published: Theus et al. 2025 (arXiv 2506.22712), table 2, larger networks trained for longer. All classes: "
         "the scales of LayerNorm are folded into their readers, the residual stream is turned, heads are mixed inside; "
         "activation: heads and feed-forward units.",
-        f"{settings['steps']} steps of learning at a rate of {settings['lr']}; t = 0, 0.1, ..., 1; torch "
+        f"Steps of learning: {', '.join(f'{n} {k}' for n, k in settings['steps'])}, at a rate of {settings['lr']}; "
+        f"t = 0, 0.1, ..., 1; torch "
         f"{settings['torch']}, pyalign {settings['pyalign']}, {settings['machine']}.",
     ]
     if content["falls_short"]:

@@ -44,15 +44,18 @@ class Scale:
     seeds: tuple[tuple[str, tuple[int, ...]], ...]
     test: int
     statistics: int
-    steps: int
+    steps: tuple[tuple[str, int], ...]
     lr: float
     batch: tuple[tuple[str, int], ...]
 
 
 SCALES = {
-    "tiny": Scale(("gpt",), (("gpt", ()),), 4, 4, 2, 3e-3, (("gpt", 2),)),
-    "cpu": Scale(("gpt", "vit"), (("gpt", ()), ("vit", (1, 2))), 128, 256, 400, 1e-2, (("gpt", 16), ("vit", 64))),
-}
+    "tiny": Scale(("gpt",), (("gpt", ()),), 4, 4, (("gpt", 2),), 3e-3, (("gpt", 2),)),
+    "cpu": Scale(
+        ("gpt", "vit"), (("gpt", ()), ("vit", (1, 2))), 128, 256, (("gpt", 2500), ("vit", 1000)), 1e-2,
+        (("gpt", 16), ("vit", 64)),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def given_for(network: str, scale: Scale) -> Given:
         text = characters()
         starts = torch.randint(TRAINED - 256, (scale.statistics,), generator=torch.Generator().manual_seed(0))
         seen = windows(text, starts)[0]
-        return Given(list(seen.split(32)), Windows(text, batch, scale.steps, seed=5), held_out(text, scale.test, 32))
+        learning = Windows(text, batch, dict(scale.steps)[network], seed=5)
+        return Given(list(seen.split(32)), learning, held_out(text, scale.test, 32))
     train, test = cifar10("train", 20000, seed=3), cifar10("test", 8 * scale.test, seed=1)
     seen = train.x[: 8 * scale.statistics]
     return Given(list(seen.split(256)), Augmented(train, batch, seed=5), test.batches(256))
@@ -132,7 +136,7 @@ class Study:
         if everything:
             start = self._with_units_by_activations(start, a, b)
         learned = LearnedMatching(
-            start=start, steps=self.scale.steps, lr=self.scale.lr,
+            start=start, steps=dict(self.scale.steps)[self.network], lr=self.scale.lr,
             checkpoint=path.with_suffix(".search.safetensors"), every=50,
         )  # fmt: skip
         return learned.match(Problem(a, b, spec, self.given.learning))

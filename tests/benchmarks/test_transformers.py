@@ -37,7 +37,7 @@ def test_verdicts_are_those_of_the_paper(tables):
 
 
 def test_the_table_has_a_line_for_every_method(tables, tmp_path):
-    settings = {"steps": 3, "lr": 0.1, "torch": "t", "pyalign": "p", "machine": "m"}
+    settings = {"steps": [("gpt", 3)], "lr": 0.1, "torch": "t", "pyalign": "p", "machine": "m"}
     content = {"rows": rows(tables, (2.0, 1.4, 1.2, 0.3, 0.6, 0.2)), "falls_short": ["this"], "settings": settings}
     table = tables.write(tmp_path, content)
     assert "| learned, all classes | 0.200 | 0.02 | 1.000, 2.000, 1.000 | 0.250 |" in table and "- this" in table
