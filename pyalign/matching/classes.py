@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyalign.errors import MismatchError
 from pyalign.matching.experts import expert_notes
 from pyalign.matching.mixed import MixedDescent
-from pyalign.matching.problem import Problem
+from pyalign.matching.problem import Problem, check_start
 from pyalign.symmetry import Alignment, SymmetrySpec, state_of
 
 __all__ = ["match_classes", "match_states"]
@@ -81,12 +80,8 @@ def match_states(
         -0.0
     """
     began = time.perf_counter()
-    if start is not None and start.spec.fingerprint != spec.fingerprint:
-        raise MismatchError(
-            "the start is an alignment of another architecture",
-            given=f"fingerprint {start.spec.fingerprint}",
-            expected=spec.fingerprint,
-        )
+    if start is not None:
+        check_start(start, spec)
     hidden = None if progress is None else not progress
     with tqdm(total=None, desc="weight matching", unit=" groups", disable=hidden, leave=False) as bar:
         descent = MixedDescent(spec, state_a, state_b, signs, backend, experts, bar.update)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pyalign.errors import InputError, MismatchError, NonFiniteError, PyalignWarning
+from pyalign.errors import InputError, NonFiniteError, PyalignWarning
 from pyalign.matching.latents import Latent, Projection, latents_of
 from pyalign.matching.learned_objective import LearnedObjective, Sampler, held_batches, sampler_of
 from pyalign.matching.problem import Method, Problem
@@ -127,7 +127,7 @@ class LearnedMatching:
         if problem.data is None:
             raise InputError("this search needs data", expected="training batches with targets", do="pass data=")
         began = time.perf_counter()
-        start = self._start(problem)
+        start = problem.begun(self.start)
         started = time.perf_counter()
         like = next(p for p in problem.model_b.parameters() if p.is_floating_point())
         projection = Projection(self.projector == "sinkhorn", self.temperature, self.lead)
@@ -151,18 +151,6 @@ class LearnedMatching:
             seconds={"start": started - began, "matching": time.perf_counter() - started},
             notes=(*notes, *(f"group {name!r} stays where it began: {why}" for name, why in held.items())),
         )
-
-    def _start(self, problem: Problem) -> Alignment:
-        if self.start is None:
-            return problem.spec.identity()
-        found = self.start if isinstance(self.start, Alignment) else self.start.match(problem)
-        if found.spec.fingerprint != problem.spec.fingerprint:
-            raise MismatchError(
-                "the start is an alignment of another architecture",
-                given=f"fingerprint {found.spec.fingerprint}",
-                expected=problem.spec.fingerprint,
-            )
-        return found
 
     def _learn(self, problem: Problem, objective: LearnedObjective) -> list[str]:
         assert problem.data is not None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyalign.errors import InputError, MismatchError
+from pyalign.errors import InputError
 from pyalign.matching.birkhoff import decompose, nearest
 from pyalign.matching.problem import Method, Problem
 from pyalign.matching.relaxed import RelaxedObjective, movable
@@ -118,7 +118,7 @@ class PAM:
             raise InputError("this search needs data", expected="training batches with targets", do="pass data=")
         problem = replace(problem, data=repeatable(problem.data, 2))
         began = time.perf_counter()
-        start = self._start(problem)
+        start = problem.begun(self.start)
         free, held = movable(problem.spec)
         aligned = start.apply(problem.model_b)
         perms = {name: torch.arange(problem.spec.groups[name].size) for name in free}
@@ -142,18 +142,6 @@ class PAM:
             notes=("the objective is the negated training loss on the judged batches", *notes),
         )
         return PAMAnswer(alignment, path)
-
-    def _start(self, problem: Problem) -> Alignment:
-        if self.start is None:
-            return problem.spec.identity()
-        found = self.start if isinstance(self.start, Alignment) else self.start.match(problem)
-        if found.spec.fingerprint != problem.spec.fingerprint:
-            raise MismatchError(
-                "the start is an alignment of another architecture",
-                given=f"fingerprint {found.spec.fingerprint}",
-                expected=problem.spec.fingerprint,
-            )
-        return found
 
     def _permutations(
         self, problem: Problem, aligned: nn.Module, offset: dict[str, Tensor], perms: Perms, round_: int

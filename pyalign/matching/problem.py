@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyalign.errors import MismatchError, NonFiniteError
 from pyalign.symmetry import Alignment, SymmetrySpec
 
-__all__ = ["Method", "Problem", "check_finite", "check_same_architecture"]
+__all__ = ["Method", "Problem", "check_finite", "check_same_architecture", "check_start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,18 @@ class Problem:
     data: Iterable[Any] | None = None
     seed: int = 0
     progress: bool | None = None
+
+    def begun(self, start: Alignment | Method | None) -> Alignment:
+        """Where a search begins: an alignment, what another method finds, or the identity.
+
+        Raises:
+            MismatchError: It is an alignment of another architecture.
+        """
+        if start is None:
+            return self.spec.identity()
+        found = start if isinstance(start, Alignment) else start.match(self)
+        check_start(found, self.spec)
+        return found
 
 
 class Method(Protocol):
@@ -61,6 +73,20 @@ def check_same_architecture(state_a: Mapping[str, Tensor], state_b: Mapping[str,
             more = f" ({len(differ)} such tensors: {_few(differ)})" if len(differ) > 1 else ""
             given = f"tensor {name!r}: {of(state_a[name])} in model A, {of(state_b[name])} in model B{more}"
             raise _mismatch(f"the models have tensors of different {what}", given, f"equal {what}s")
+
+
+def check_start(start: Alignment, spec: SymmetrySpec) -> None:
+    """Raise unless an alignment to begin at is one of this symmetry.
+
+    Raises:
+        MismatchError: It is of another architecture.
+    """
+    if start.spec.fingerprint != spec.fingerprint:
+        raise MismatchError(
+            "the start is an alignment of another architecture",
+            given=f"fingerprint {start.spec.fingerprint}",
+            expected=spec.fingerprint,
+        )
 
 
 def check_finite(state: Mapping[str, Tensor], which: str) -> None:

@@ -11,13 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyalign.engine import linear_assignment
-from pyalign.errors import InputError, MismatchError
+from pyalign.errors import InputError
 from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.classes import match_classes
 from pyalign.matching.experts import check_experts, expert_groups
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
-from pyalign.matching.problem import Problem
+from pyalign.matching.problem import Problem, check_start
 from pyalign.matching.signature import signature_start
 from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, state_of
 
@@ -124,12 +124,7 @@ class WeightMatching:
     def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
-            if self.start.spec.fingerprint != spec.fingerprint:
-                raise MismatchError(
-                    "the start is an alignment of another architecture",
-                    given=f"fingerprint {self.start.spec.fingerprint}",
-                    expected=spec.fingerprint,
-                )
+            check_start(self.start, spec)
             return self.start.reorderings
         sorted_weights = signature_start(objective, self.backend)
         at_identity = objective.total

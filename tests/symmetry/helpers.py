@@ -234,3 +234,12 @@ def assert_untouched(before: dict[str, Any], state: dict[str, Tensor], model: nn
         assert after[key] == value, f"derive changed {key}"
     for name, tensor in state_of(model).items():
         assert torch.equal(tensor, state[name]), f"derive changed the values of {name}"
+
+
+def listed(spec: SymmetrySpec) -> Counter[str]:
+    """Groups as text, such as "invertible 4x8" (four blocks of eight) or "permutation 4", with how many there are."""
+    found: Counter[str] = Counter()
+    for g in spec.groups.values():
+        blocks = g.structure.blocks if isinstance(g.structure, Wreath) else 0
+        found[f"{g.kind} {blocks}x{g.size // blocks}" if blocks else f"{g.kind} {g.size}"] += 1
+    return found

@@ -15,6 +15,8 @@ from pyalign import align, derive
 from pyalign.errors import SymmetryError
 from pyalign.symmetry import Flat, Kind, SymmetrySpec, Wreath, verify
 
+from .helpers import listed
+
 torch.set_num_threads(1)
 FORMS = ("expand", "interleave", "index", "tile", "broadcast", "einsum", "enable_gqa")
 
@@ -120,14 +122,6 @@ def built(shape: Shape) -> tuple[nn.Module, Tensor, SymmetrySpec]:
     torch.manual_seed(0)
     model, x = Network(shape).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
     return model, x, derive(model, x, within=Kind.INVERTIBLE)
-
-
-def listed(spec: SymmetrySpec) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for g in spec.groups.values():
-        blocks = g.structure.blocks if isinstance(g.structure, Wreath) else 0
-        found[f"{g.kind} {blocks}x{g.size // blocks}" if blocks else f"{g.kind} {g.size}"] += 1
-    return found
 
 
 def expected(s: Shape) -> dict[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import runpy
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,9 @@ from torch import Tensor, nn
 
 from pyalign import derive
 from pyalign.errors import SymmetryError
-from pyalign.symmetry import Alignment, Kind, Role, Side, SymmetrySpec, Wreath, verify
+from pyalign.symmetry import Alignment, Kind, Role, Side, SymmetrySpec, verify
+
+from .helpers import listed
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
@@ -178,14 +179,6 @@ def derived(name: str) -> tuple[nn.Module, Mapping[str, Any], SymmetrySpec]:
         warnings.simplefilter("error", UserWarning)  # no operator of these models may be unknown
         warnings.filterwarnings("ignore", message=".*never used.*")
         return built, inputs, derive(built, inputs, within=Kind.INVERTIBLE)
-
-
-def listed(spec: SymmetrySpec) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for g in spec.groups.values():
-        blocks = g.structure.blocks if isinstance(g.structure, Wreath) else 0
-        found[f"{g.kind} {blocks}x{g.size // blocks}" if blocks else f"{g.kind} {g.size}"] += 1
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
