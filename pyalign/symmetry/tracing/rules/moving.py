@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -241,6 +241,24 @@ def strided(trace: Trace, call: Call) -> list[Planes] | None:
 
 def index_added(trace: Trace, call: Call) -> list[Planes] | None:
     """index_add: rows of the source are added to rows of the target; everything off that axis is a sum."""
+
+    def mixed(plane: Plane, axis: int) -> None:
+        trace.ties.collapse(plane, {axis}, "added by index")
+
+    return _summed_off(trace, call, mixed, f"added by index to values that belong to no unit, in {call.place}")
+
+
+def scattered(trace: Trace, call: Call) -> list[Planes] | None:
+    """scatter, scatter_add: entries go to numbered places along an axis; everything off that axis is a sum."""
+
+    def held(plane: Plane, axis: int) -> None:
+        pin(trace, (plane,), "put to numbered places")
+
+    return _summed_off(trace, call, held, f"put among values that belong to no unit, in {call.place}")
+
+
+def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], reason: str) -> list[Planes] | None:
+    """Target and source, numbered along one axis, where `along` says what becomes of planes, and a sum off it."""
     target, dim, index, source = call.args[:4]
     if trace.planes(index):
         return None
@@ -249,24 +267,10 @@ def index_added(trace: Trace, call: Call) -> list[Planes] | None:
     for t in (target, source):
         for plane in trace.planes(t):
             if plane.along({axis}):
-                trace.ties.collapse(plane, {axis}, "added by index")
+                along(plane, axis)
         o = trace.operand(t, range(rank), rank)
         operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
-    return [combine(trace, operands, "add", f"added by index to values that belong to no unit, in {call.place}")]
-
-
-def scattered(trace: Trace, call: Call) -> list[Planes] | None:
-    """scatter, scatter_add: entries go to numbered places along an axis; everything off that axis is a sum."""
-    target, dim, index, source = call.args[:4]
-    if trace.planes(index):
-        return None
-    rank, axis = target.dim(), dim % target.dim()
-    operands = []
-    for t in (target, source):
-        o = trace.operand(t, range(rank), rank)
-        pin(trace, tuple(p for p in o.planes if p.along({axis})), "put to numbered places")
-        operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
-    return [combine(trace, operands, "add", f"put among values that belong to no unit, in {call.place}")]
+    return [combine(trace, operands, "add", reason)]
 
 
 def written(trace: Trace, call: Call) -> list[Planes] | None:
