@@ -1,6 +1,6 @@
 // Cross moments on the CPU. Few units: each thread sums its share of the tiles into a record of its own. Many units:
-// the threads share each tile and then the rows of the product, and a first pass looks for NaN so that a failure
-// changes nothing.
+// the threads share each tile and then the rows of the product; a failure changes nothing, because a record that was
+// empty is cleared again, and before any other is written to a first pass looks for NaN.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -18,7 +18,8 @@ namespace pyalign {
 namespace {
 
 constexpr int64_t kPrivateEntries = 1 << 18;  // largest product that every thread may hold for itself: 2 MB
-constexpr int64_t kRowChunk = 48;             // rows handed to a thread at once, a multiple of the kernels' blocks
+constexpr int64_t kUnits = 48;                // filled by a thread at once: a multiple of the width of every panel
+constexpr int kShares = 2;                    // of the products' rows for each thread
 
 int64_t item_size(DType dtype) {
     return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
@@ -27,22 +28,25 @@ int64_t item_size(DType dtype) {
 // One stream's share of a tile: its rows, and what centring them found.
 template <typename Real>
 struct StreamTile {
-    StreamTile(int64_t units_, int64_t ld_)
-        : units(units_), ld(ld_), storage(static_cast<size_t>(padded_rows(units_) * ld_) * sizeof(Real)) {
-        const int64_t padded = padded_rows(units);
-        rows = storage.template as<Real>();
-        // Only the rows that pad the last block are cleared; the others are filled before they are read.
-        std::fill(rows + units * ld, rows + padded * ld, Real(0));
-        for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(padded, 0.0);
+    StreamTile(const MomentForm<Real>& form, int64_t units_, int64_t ld_)
+        : units(units_), ld(ld_), storage(static_cast<size_t>(padded(form, units_) * ld_) * sizeof(Real)) {
+        entries = storage.template as<Real>();
+        // Only what pads the last panel or block is cleared; the rest is filled before it is read.
+        std::fill(entries + units / form.width * form.width * ld, entries + padded(form, units) * ld, Real(0));
+        for (auto* v : {&mean, &residual, &square, &scale, &lift, &delta, &drop}) v->assign(padded(form, units), 0.0);
         sums.resize(units);
+        stats.resize(units);
     }
 
-    static int64_t padded_rows(int64_t units) { return (units + 11) / 12 * 12; }
+    static int64_t padded(const MomentForm<Real>& form, int64_t units) {
+        return (units + form.units - 1) / form.units * form.units;
+    }
 
     int64_t units, ld;
     Scratch storage;
-    Real* rows;
+    Real* entries;
     std::vector<RowSums<Real>> sums;
+    std::vector<RowStats> stats;
     std::vector<double> mean, residual, square, scale, lift, delta, drop;
 };
 
@@ -55,12 +59,13 @@ class Work {
           interrupt_(interrupt),
           samples_(sample_axes(in)),
           n_(in.x.shape[in.axis_x]),
-          m_(in.y.shape[in.axis_y]) {
-        const int64_t wanted = (n_ + m_) <= 128 ? 1024 : 512;
+          m_(in.y.shape[in.axis_y]),
+          form_(in_panels() ? kernels.panels : kernels.rows) {
+        const int64_t wanted = (n_ + m_) <= 128 || samples_.count <= kMostTile ? kMostTile : 512;
         tile_ = std::min(wanted, std::max<int64_t>(samples_.count, 1));
         tiles_ = (samples_.count + tile_ - 1) / tile_;
         length_unit_ = 64 / static_cast<int64_t>(sizeof(Real));
-        // 64 bytes more than a power of two, or rows of a block would fall into the same few cache sets.
+        // Samples for 64 bytes more than a power of two, or rows of a block would fall into the same few cache sets.
         ld_ = (tile_ + length_unit_ - 1) / length_unit_ * length_unit_ + length_unit_;
     }
 
@@ -73,6 +78,12 @@ class Work {
     }
 
   private:
+    // Measured on AVX-512 and AVX2: panels win where there are many units, and earlier where units lie side by side.
+    bool in_panels() const {
+        const bool beside = in_.x.strides[in_.axis_x] == 1 && in_.y.strides[in_.axis_y] == 1;
+        return n_ + m_ > (beside ? 24 : 128);
+    }
+
     struct Sums {
         Sums(int64_t n, int64_t m, bool full)
             : mean_a(n), mean_b(m), comoment(n * m), square_a(full ? n * n : n), square_b(full ? m * m : m) {}
@@ -90,7 +101,7 @@ class Work {
             workers,
             [&](int worker) {
                 sums[worker] = std::make_unique<Sums>(n_, m_, in_.full);
-                StreamTile<Real> a(n_, ld_), b(m_, ld_);
+                StreamTile<Real> a(form_, n_, ld_), b(form_, m_, ld_);
                 std::vector<Run> runs;
                 const int64_t first = tiles_ * worker / workers, last = tiles_ * (worker + 1) / workers;
                 for (int64_t t = first; t < last && !interrupt_.stopped(); ++t) {
@@ -115,28 +126,43 @@ class Work {
     }
 
     bool run_shared(const MomentRecord& record, int threads) {
-        // Nothing may fail once the record is written to: several tiles are looked through first.
-        if (tiles_ > 1 && !summable_shared(threads)) return false;
-        StreamTile<Real> a(n_, ld_), b(m_, ld_);
+        const bool empty = *record.count == 0.0;  // what was empty can be cleared again
+        // Nothing may fail once another record is written to: its samples are looked through first.
+        if (!empty && tiles_ > 1 && !summable_shared(threads)) return false;
+        StreamTile<Real> a(form_, n_, ld_), b(form_, m_, ld_);
         std::vector<Run> runs;
         Interrupt no_interrupt(nullptr);
-        bool fresh = *record.count == 0.0;
-        if (fresh) expect_many_pages(record.comoment, static_cast<size_t>(n_ * m_) * sizeof(double));
-        for (int64_t t = 0; t < tiles_; ++t) {
+        Interrupt& interrupt = empty ? interrupt_ : no_interrupt;
+        if (empty) expect_many_pages(record.comoment, static_cast<size_t>(n_ * m_) * sizeof(double));
+        bool fresh = empty;
+        for (int64_t t = 0; t < tiles_ && !interrupt.stopped(); ++t) {
             const int64_t kept = list(t, runs);
             if (kept == 0) continue;
-            pack_shared(a, b, runs, kept, threads, no_interrupt);
-            if (tiles_ == 1 && !(finite(a) && finite(b))) return false;
+            pack_shared(a, b, runs, kept, threads, interrupt);
+            const bool looked = !empty && tiles_ > 1;
+            if (interrupt.stopped() || !(looked || (finite(a) && finite(b)))) return undone(record, empty);
             begin_merge(record, a, b, kept);
-            run_each(threads, row_chunks(n_), no_interrupt, [&](int64_t chunk) {
-                add_products(record, a, b, kept, chunk * kRowChunk, std::min(n_, (chunk + 1) * kRowChunk), fresh);
-            });
+            each_share(n_, threads, interrupt,
+                       [&](int64_t begin, int64_t end) { add_products(record, a, b, kept, begin, end, fresh); });
             fresh = false;
-            if (in_.full) add_full_shared(record, a, b, kept, threads, no_interrupt);
+            if (in_.full) add_full_shared(record, a, b, kept, threads, interrupt);
         }
+        if (interrupt.stopped()) return undone(record, empty);
         if (fresh) std::fill_n(record.comoment, n_ * m_, 0.0);
         if (in_.full) mirror(record);
         return true;
+    }
+
+    // A record as it was before a call that fails.
+    bool undone(const MomentRecord& record, bool empty) const {
+        if (!empty) return false;
+        *record.count = 0.0;
+        std::fill_n(record.mean_a, n_, 0.0);
+        std::fill_n(record.mean_b, m_, 0.0);
+        std::fill_n(record.comoment, n_ * m_, 0.0);
+        std::fill_n(record.square_a, in_.full ? n_ * n_ : n_, 0.0);
+        std::fill_n(record.square_b, in_.full ? m_ * m_ : m_, 0.0);
+        return false;
     }
 
     bool summable_shared(int threads) {
@@ -159,7 +185,15 @@ class Work {
                                  view.strides[axis], stride, view.shape[axis], length);
     }
 
-    static int64_t row_chunks(int64_t units) { return (units + kRowChunk - 1) / kRowChunk; }
+    // The rows of a product in a few large shares: each reads all columns.
+    template <typename Add>
+    void each_share(int64_t units, int threads, Interrupt& interrupt, const Add& add) const {
+        const int64_t wanted = chunks(units, kShares * threads), rows = chunks(wanted, form_.rows) * form_.rows;
+        run_each(threads, chunks(units, rows), interrupt,
+                 [&](int64_t share) { add(share * rows, std::min(units, (share + 1) * rows)); });
+    }
+
+    static int64_t chunks(int64_t units, int64_t of) { return (units + of - 1) / of; }
 
     int64_t list(int64_t t, std::vector<Run>& runs) const {
         const uint8_t* mask = static_cast<const uint8_t*>(in_.mask.data);
@@ -174,13 +208,15 @@ class Work {
         int64_t at = 0;
         for (const Run& run : runs) {
             const int64_t offset = (first ? run.x : run.y) + begin * unit_stride;
-            kernels_.fill(view.dtype, static_cast<const char*>(view.data) + offset * item_size(view.dtype), unit_stride,
-                          stride, end - begin, run.length, at == 0, tile.rows + begin * ld_ + at, ld_,
-                          tile.sums.data() + begin);
+            form_.fill(view.dtype, static_cast<const char*>(view.data) + offset * item_size(view.dtype), unit_stride,
+                       stride, end - begin, run.length, at == 0, tile.entries + begin * ld_ + at * form_.width, ld_,
+                       tile.sums.data() + begin);
             at += run.length;
         }
+        form_.center(tile.entries + begin * ld_, ld_, end - begin, kept, length(kept), tile.sums.data() + begin,
+                     tile.stats.data() + begin);
         for (int64_t u = begin; u < end; ++u) {
-            const RowStats stats = kernels_.center(tile.rows + u * ld_, kept, length(kept), tile.sums[u]);
+            const RowStats& stats = tile.stats[u];
             tile.mean[u] = stats.mean, tile.residual[u] = stats.residual;
             tile.square[u] = stats.square, tile.scale[u] = stats.scale;
         }
@@ -188,14 +224,14 @@ class Work {
 
     void pack_shared(StreamTile<Real>& a, StreamTile<Real>& b, const std::vector<Run>& runs, int64_t kept, int threads,
                      Interrupt& interrupt) {
-        const int64_t of_a = row_chunks(n_), of_b = row_chunks(m_);
+        const int64_t of_a = chunks(n_, kUnits), of_b = chunks(m_, kUnits);
         run_each(threads, of_a + of_b, interrupt, [&](int64_t chunk) {
             const bool first = chunk < of_a;
-            const int64_t begin = (first ? chunk : chunk - of_a) * kRowChunk;
+            const int64_t begin = (first ? chunk : chunk - of_a) * kUnits;
             if (first) {
-                pack(a, in_.x, in_.axis_x, runs, kept, true, begin, std::min(n_, begin + kRowChunk));
+                pack(a, in_.x, in_.axis_x, runs, kept, true, begin, std::min(n_, begin + kUnits));
             } else {
-                pack(b, in_.y, in_.axis_y, runs, kept, false, begin, std::min(m_, begin + kRowChunk));
+                pack(b, in_.y, in_.axis_y, runs, kept, false, begin, std::min(m_, begin + kUnits));
             }
         });
     }
@@ -220,10 +256,10 @@ class Work {
     }
 
     TileProduct<Real> product(const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept, double* c) const {
-        return {a.rows,
-                b.rows,
+        return {a.entries,
+                b.entries,
                 ld_,
-                length(kept),
+                form_.width == 1 ? length(kept) : kept,
                 0,
                 a.units,
                 b.units,
@@ -243,13 +279,13 @@ class Work {
                       int64_t begin, int64_t end, bool fresh = false) const {
         TileProduct<Real> p = product(a, b, kept, record.comoment);
         p.first_row = begin, p.last_row = end, p.fresh = fresh;
-        kernels_.product(p);
+        form_.product(p);
     }
 
     void add_within(const StreamTile<Real>& tile, double* square, int64_t kept, int64_t begin, int64_t end) const {
         TileProduct<Real> p = product(tile, tile, kept, square);
         p.upper = true, p.first_row = begin, p.last_row = end;
-        kernels_.product(p);
+        form_.product(p);
     }
 
     void add_full(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b,
@@ -261,8 +297,8 @@ class Work {
     void add_full_shared(const MomentRecord& record, const StreamTile<Real>& a, const StreamTile<Real>& b, int64_t kept,
                          int threads, Interrupt& interrupt) const {
         for (const auto& [tile, square] : {std::pair(&a, record.square_a), std::pair(&b, record.square_b)}) {
-            run_each(threads, row_chunks(tile->units), interrupt, [&, tile = tile, square = square](int64_t c) {
-                add_within(*tile, square, kept, c * kRowChunk, std::min(tile->units, (c + 1) * kRowChunk));
+            each_share(tile->units, threads, interrupt, [&, tile = tile, square = square](int64_t begin, int64_t end) {
+                add_within(*tile, square, kept, begin, end);
             });
         }
     }
@@ -318,6 +354,7 @@ class Work {
     Interrupt& interrupt_;
     const Samples samples_;
     const int64_t n_, m_;
+    const MomentForm<Real>& form_;
     int64_t tile_, tiles_, length_unit_, ld_;
 };
 

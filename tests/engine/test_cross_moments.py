@@ -178,6 +178,19 @@ def test_not_finite_is_named_and_changes_nothing(bad, units, backend, generator)
     assert all(torch.equal(a, b) for a, b in zip(before, record.tensors, strict=True))
 
 
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_an_empty_record_stays_empty(backend, full, generator):
+    # Wide enough that the sums go straight into the record, with the bad sample in the last of several tiles.
+    x, y = random((1700, 600), generator), random((1700, 550), generator)
+    zeros = [torch.zeros(t.shape, dtype=t.dtype) for t in cross_moments(x[:0], y[:0], full=full).tensors]
+    record = engine.CrossMoments(*(t.clone() for t in zeros), backend="none")
+    x[1690, 599] = float("nan")
+    with pytest.raises(errors.NonFiniteError, match="x holds NaN or infinity"):
+        cross_moments(x, y, full=full, into=record, backend=backend)
+    assert all(torch.equal(a, b) for a, b in zip(zeros, record.tensors, strict=True))
+
+
 X = torch.zeros(4, 3, 5)
 REFUSED = {
     "samples differ": lambda: cross_moments(X, torch.zeros(5, 3, 5)),
