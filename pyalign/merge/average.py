@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyalign.errors import InputError, PyalignWarning
 from pyalign.merge.repair import repair_statistics
 from pyalign.paths.blend import Blend
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Repair", "merge"]
 

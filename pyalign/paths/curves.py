@@ -17,8 +17,9 @@ from pyalign.paths.curve_record import CurveRecord
 from pyalign.paths.family import check_family, coefficients
 from pyalign.paths.flat import Layout
 from pyalign.paths.measure import measure
-from pyalign.paths.path import checked_t, copy_of
+from pyalign.paths.path import checked_t
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Curve"]
 

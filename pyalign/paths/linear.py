@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.paths.blend import Blend
-from pyalign.paths.path import checked_t, copy_of
+from pyalign.paths.path import checked_t
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["LinearPath", "interpolate"]
 

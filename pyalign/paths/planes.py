@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.paths.blend import BLENDED, Blend
-from pyalign.paths.path import copy_of
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Plane"]
 

@@ -13,10 +13,10 @@ from torch.func import functional_call
 from pyalign import engine
 from pyalign.paths.curves import Curve
 from pyalign.paths.losses import mean_loss
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batches import split
 from pyalign.statistics.batchnorm import running_statistics
 from pyalign.statistics.forward import respond
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Attack", "CurveObjective", "Loss", "Point", "Pull", "digest", "runnable"]
 

@@ -14,10 +14,10 @@ from pyalign._atomic import json_text
 from pyalign.errors import InputError
 from pyalign.paths.blend import Blend
 from pyalign.paths.measure import evaluate
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batches import repeatable
 from pyalign.statistics.batchnorm import reestimate_batchnorm
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["SimplexBarrier", "simplex_barrier"]
 

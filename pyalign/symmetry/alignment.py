@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pyalign.errors import CheckpointError, InputError, MismatchError
 from pyalign.symmetry import optimizer_state
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.elements import composed
 from pyalign.symmetry.files import read_tensors, write_tensors
 from pyalign.symmetry.groups import Group
@@ -111,7 +111,7 @@ class Alignment:
         if isinstance(model, nn.Module):
             self.spec.check_model(model)
             moved = self.spec.apply(self.transforms, state_of(model))
-            aligned = copy.deepcopy(model)
+            aligned = copy_of(model)
             _overwrite(aligned, moved)
             return aligned
         if not isinstance(model, Mapping):
