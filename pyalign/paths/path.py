@@ -36,7 +36,10 @@ def checked_t(t: float) -> float:
         >>> checked_t(1)
         1.0
     """
-    value = float(t)
+    try:
+        value = float(t)
+    except (TypeError, ValueError) as failure:
+        raise InputError("t is no number", given=f"t={t!r}", expected="a number, 0 <= t <= 1") from failure
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise InputError(
             "t is outside the path",
