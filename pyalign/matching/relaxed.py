@@ -15,6 +15,7 @@ from pyalign.paths.point import Loss, Point, digest, runnable
 from pyalign.statistics.batches import split
 from pyalign.statistics.batchnorm import running_statistics
 from pyalign.statistics.forward import respond
+from pyalign.statistics.spectral import power_vectors
 from pyalign.symmetry import AxisBinding, Kind, SymmetrySpec, Wreath, state_of
 
 __all__ = ["RelaxedObjective", "mixed", "movable"]
@@ -82,7 +83,7 @@ class RelaxedObjective:
         self.kind, self.precision = kind, precision
         self.a, self.b = state_of(model_a), state_of(model_b)
         self.module = runnable(model_a, {})
-        skipped = running_statistics(self.module) | set(spec.aliases)
+        skipped = running_statistics(self.module) | power_vectors(self.module) | set(spec.aliases)
         self._names = [n for n, tensor in self.a.items() if tensor.is_floating_point() and n not in skipped]
         device = next(iter(self.a.values())).device
         self.matrices = {

@@ -72,7 +72,7 @@ def merge(
         _warn_of_statistics(any(name.endswith("running_var") for name in states[0]), shares)
         return cast(Model, blend.sum(shares))
     merged = copy_of(given[0])
-    blend.sum(shares, out=state_of(merged))
+    blend.into(shares, merged)
     if repair is None or data is None:
         _warn_of_statistics(has_batchnorm(merged), shares)
     elif repair == "bn_reset":

@@ -74,7 +74,7 @@ class LinearPath:
     def into(self, t: float, model: nn.Module) -> None:
         """Write the weights and buffers at t into `model`, in place."""
         t = checked_t(t)
-        self._blend.sum((1.0 - t, t), out=state_of(model))
+        self._blend.into((1.0 - t, t), model)
 
 
 def interpolate(a: Ends, b: Ends, t: float) -> Ends:

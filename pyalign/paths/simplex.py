@@ -137,7 +137,7 @@ def simplex_barrier(
     losses, accuracies = [], []
     hidden = None if progress is None else not progress
     for weights in tqdm(points, desc="simplex", unit="point", leave=False, disable=hidden):
-        blend.sum(weights, out=state_of(scratch))
+        blend.into(weights, scratch)
         if recalibrate is not None:
             reestimate_batchnorm(scratch, recalibrate)
         value, accuracy, _ = evaluate(scratch, data, loss, where=f" at weights {weights}")

@@ -118,7 +118,7 @@ def checked(data: Iterable[Any]) -> Iterator[Any]:
     if empty:
         raise DataError(
             "data is empty",
-            given=f"{type(data).__name__} that yields no batch",
+            given="an iterable that yields no batch",
             expected="at least one batch",
             do="give data again; a generator can be read only once",
         )
