@@ -124,9 +124,14 @@ def train(objective: Objective, data: Iterable[Any], settings: Settings, name: s
         DataError: The data is empty or runs out.
         NonFiniteError: The loss became NaN or infinite.
         CheckpointError: The checkpoint is damaged or belongs to another run.
+        InputError: Gradients cannot be taken, in inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "nothing can be trained in inference mode", given="torch.inference_mode()", do="leave it, or use no_grad"
+        )
     devices = sorted({p.device.index or 0 for p in objective.parameters if p.is_cuda})
-    with forked(settings.seed, devices):
+    with forked(settings.seed, devices), torch.enable_grad():
         run = _Run(objective, data, settings, devices)
         run.run(name)
     seconds = run.progress.seconds + time.perf_counter() - run.began

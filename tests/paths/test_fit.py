@@ -139,6 +139,16 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(tmp_path):
                 expected.state(0.5))  # fmt: skip
 
 
+def test_it_trains_where_gradients_are_off_by_default():
+    given = {"model_a": classifier(0), "model_b": classifier(1), "data": labelled(), "steps": 3}
+    expected = curve(**given).state(0.5)
+    with torch.no_grad():
+        assert same(curve(**given).state(0.5), expected)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode(), pytest.raises(InputError, match="inference mode"):
+        curve(**given)
+
+
 def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
     path, calls = tmp_path / "run.safetensors", []
 
