@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyalign.errors import InputError
+from safetensors import SafetensorError
 
-__all__ = ["json_text", "replacing"]
+from pyalign.errors import InputError, PyalignError, WriteError
+
+__all__ = ["json_text", "replacing", "unwritable", "writing"]
 
 
 @contextmanager
@@ -29,6 +31,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         InputError: `path` is a folder, a device or a pipe.
+        WriteError: It cannot be written, as on a full disk.
 
     Example:
         >>> import tempfile
@@ -42,12 +45,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.exists() and not target.is_file():
         kind = "a folder" if target.is_dir() else "a device or pipe"
         raise InputError(f"cannot write to {path}", given=kind, expected="a file, new or to be replaced")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=f".part{target.suffix}", dir=target.parent)
-    os.close(handle)
+    with writing(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=f".part{target.suffix}", dir=target.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -57,6 +62,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Tell what goes wrong inside the block as a failure to write `path`."""
+    try:
+        yield
+    except PyalignError:
+        raise
+    except (OSError, SafetensorError) as failure:
+        raise unwritable(path, failure) from failure
+
+
+def unwritable(path: str | os.PathLike[str], failure: Exception) -> WriteError:
+    """The error for a file that could not be written."""
+    return WriteError(
+        f"{os.fspath(path)} cannot be written ({str(failure).splitlines()[0]})",
+        given="an earlier file, if there was one, is as before",
+        do="look at the free space and the rights of that folder",
+    )
 
 
 def json_text(content: Any, path: str | os.PathLike[str] | None = None, indent: int = 2) -> str:

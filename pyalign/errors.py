@@ -14,6 +14,7 @@ __all__ = [
     "PyalignWarning",
     "SymmetryError",
     "WorkspaceError",
+    "WriteError",
 ]
 
 
@@ -59,6 +60,10 @@ class InfeasibleError(InputError):
 
 class CheckpointError(InputError):
     """A file that is corrupt, truncated, unsafe or of the wrong kind."""
+
+
+class WriteError(CheckpointError, OSError):
+    """A file that cannot be written, as on a full disk; what was there before is as it was."""
 
 
 class SymmetryError(PyalignError, RuntimeError):

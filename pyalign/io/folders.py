@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from pyalign._atomic import writing
 from pyalign.errors import InputError, MismatchError
 from pyalign.io.fit import differences
 from pyalign.io.layout import TORCH_SUFFIXES, folder_reader
@@ -50,7 +51,7 @@ def save_folder(
     Raises:
         InputError: `folder` is not empty and `overwrite` is not given, or it holds no model that could be replaced.
         MismatchError: `state` does not fit the weights of `like`.
-        CheckpointError: `like` cannot be read, or the disk is full (or the OSError itself).
+        CheckpointError: `like` cannot be read, or (`WriteError`) the disk is full.
 
     Example:
         >>> import torch
@@ -184,13 +185,15 @@ def check_folder(target: Path, overwrite: bool) -> None:
 def _replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place on success and vanishes on failure."""
     check_folder(target, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # two folders deep, so that the inner one is made with the user's own rights and not mkdtemp's private ones
-    room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # two folders deep, so that the inner one is made with the user's own rights and not mkdtemp's private ones
+        room = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     try:
-        (room / "new").mkdir()
-        yield room / "new"
-        _swap(room / "new", target, room / "old")
+        with writing(target):
+            (room / "new").mkdir()
+            yield room / "new"
+            _swap(room / "new", target, room / "old")
     finally:
         shutil.rmtree(room, ignore_errors=True)
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pyalign._atomic import replacing
-from pyalign.errors import CheckpointError, InputError
+from pyalign._atomic import replacing, unwritable, writing
+from pyalign.errors import InputError
 from pyalign.io.layout import TORCH_SUFFIXES, file_reader, folder_reader
 from pyalign.io.reader import StateReader
 from pyalign.symmetry.calls import state_of
@@ -89,7 +88,7 @@ def save_state(
 
     Raises:
         InputError: The suffix is unknown, or a value is no tensor.
-        CheckpointError: The file cannot be written, as on a full disk (or the OSError itself).
+        WriteError: The file cannot be written, as on a full disk.
 
     Example:
         >>> import tempfile
@@ -121,19 +120,8 @@ def save_state(
 
 def write_safetensors(state: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str], target: Path) -> None:
     """Write tensors without ties to `file`; an error names `target`."""
-    try:
+    with writing(target):
         save_file(dict(state), file, metadata={"format": "pt", **metadata})
-    except SafetensorError as failure:
-        raise unwritable(target, failure) from failure
-
-
-def unwritable(path: Path, failure: Exception) -> CheckpointError:
-    """The error for a file that could not be written."""
-    return CheckpointError(
-        f"{path} cannot be written ({str(failure).splitlines()[0]})",
-        given="an earlier file, if there was one, is as before",
-        do="look at the free space and the rights of that folder",
-    )
 
 
 def untie(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pyalign.matching.birkhoff import decompose, nearest
 from pyalign.matching.problem import Method, Problem
 from pyalign.matching.relaxed import RelaxedObjective, movable
 from pyalign.paths import Curve, Step, garipov_schedule
+from pyalign.paths.family import check_family
 from pyalign.paths.fit import SGD
 from pyalign.paths.point import CurveObjective, Loss
 from pyalign.paths.randomness import forked
@@ -29,6 +30,7 @@ from pyalign.symmetry import Alignment, ScaledPermutation
 __all__ = ["PAM", "PAMAnswer"]
 
 Perms = dict[str, Tensor]
+Offsets = list[dict[str, Tensor]]
 
 
 class PAMAnswer(NamedTuple):
@@ -42,11 +44,12 @@ class PAMAnswer(NamedTuple):
 class PAM:
     r"""Search for permutations and a curve in turn, each held near where it was.
 
-    The curve is \((1 - t) A + t\,P B + 2 t (1 - t)\,\varphi\). In a round the permutations are relaxed to doubly
-    stochastic matrices and follow the gradient of the curve's loss, each step pulled towards the last permutations and
-    projected onto the Birkhoff polytope. They are rounded by draws from their Birkhoff-von Neumann decompositions; the
-    nearest permutations and the present ones are candidates too, all judged on the same batches at the same t, and the
-    best is kept, so that a round never leaves a worse one. Then the curve is trained, pulled towards the last one.
+    The curve is \((1 - t) A + t\,P B + \sum_i c_i(t)\,\varphi_i\), with an offset \(\varphi_i\) for every bend; for one
+    bend of a Bezier curve it is \(2 t (1 - t)\,\varphi\). In a round the permutations are relaxed to doubly stochastic
+    matrices and follow the gradient of the curve's loss, each step pulled towards the last permutations and projected
+    onto the Birkhoff polytope. They are rounded by draws from their Birkhoff-von Neumann decompositions; the nearest
+    permutations and the present ones are candidates too, all judged on the same batches at the same t, and the best is
+    kept, so that a round never leaves a worse one. Then the curve is trained, pulled towards the last one.
     It is a reference for how close alignment by activations comes, at many times its cost.
 
     Args:
@@ -63,6 +66,9 @@ class PAM:
         candidates: Permutations to draw when rounding.
         judged: Batches that candidates are judged on, each at its own t.
         loss: `loss(output, targets)`; None as for `pyalign.curve`.
+        kind: "bezier" or "polychain".
+        bends: Number of inner control points of the curve.
+        precision: torch.bfloat16 or torch.float16 for mixed precision in both phases; weights stay as they are.
         checkpoint: A folder for the checkpoints of all phases; a search that is stopped goes on from them.
         every: Steps between checkpoints.
         callback: Called after every step of every phase with its `Step`; it may raise to stop the search.
@@ -87,6 +93,9 @@ class PAM:
     candidates: int = 32
     judged: int = 16
     loss: Loss | None = None
+    kind: str = "bezier"
+    bends: int = 1
+    precision: torch.dtype | None = None
     checkpoint: str | os.PathLike[str] | None = None
     every: int = 500
     callback: Callable[[Step], None] | None = None
@@ -101,6 +110,7 @@ class PAM:
             )
         if not self.proximity > 0.0:
             raise InputError("the pull is no distance", given=f"proximity={self.proximity!r}", expected="above 0")
+        check_family(self.kind, self.bends)
 
     def match(self, problem: Problem) -> Alignment:
         """Search; the alignment alone (`run` gives the curve as well).
@@ -122,13 +132,13 @@ class PAM:
         free, held = movable(problem.spec)
         aligned = start.apply(problem.model_b)
         perms = {name: torch.arange(problem.spec.groups[name].size) for name in free}
-        offset: dict[str, Tensor] = {}
+        offsets: Offsets = [{} for _ in range(self.bends)]
         losses: list[float] = []
-        path = Curve(problem.model_a, aligned)
+        path = Curve(problem.model_a, aligned, kind=self.kind, bends=self.bends)
         for round_ in range(self.rounds):
-            perms, values = self._permutations(problem, aligned, offset, perms, round_)
+            perms, values = self._permutations(problem, aligned, offsets, perms, round_)
             losses += values
-            path, offset = self._curve(problem, _moved(problem, aligned, perms), offset, round_)
+            path, offsets = self._curve(problem, _moved(problem, aligned, perms), offsets, round_)
         begun = {n: g for n, g in start.transforms.items() if n in free and isinstance(g, ScaledPermutation)}
         elements = {name: ScaledPermutation(perms[name]) @ element for name, element in begun.items()}
         notes = [f"group {name!r} stays where it began: {why}" for name, why in held.items()]
@@ -144,15 +154,15 @@ class PAM:
         return PAMAnswer(alignment, path)
 
     def _permutations(
-        self, problem: Problem, aligned: nn.Module, offset: dict[str, Tensor], perms: Perms, round_: int
+        self, problem: Problem, aligned: nn.Module, offsets: Offsets, perms: Perms, round_: int
     ) -> tuple[Perms, list[float]]:
         """The permutation phase: the better of the present permutations and what the matrices suggest, and its loss."""
         if not perms:
             return perms, [0.0]
         moved = _moved(problem, aligned, perms)
         objective = RelaxedObjective(
-            problem.spec, problem.model_a, moved, offset, list(perms), loss=self.loss, proximity=self.proximity,
-            seed=problem.seed + 2 * round_,
+            problem.spec, problem.model_a, moved, offsets, list(perms), kind=self.kind, loss=self.loss,
+            proximity=self.proximity, precision=self.precision, seed=problem.seed + 2 * round_,
         )  # fmt: skip
         settings = self._settings(problem, round_, "permutations")
         sgd = partial(torch.optim.SGD, momentum=0.0)
@@ -170,35 +180,39 @@ class PAM:
         best = min(range(len(tried)), key=values.__getitem__)
         return {name: perm[tried[best][name]] for name, perm in perms.items()}, [values[0], values[best]]
 
-    def _curve(
-        self, problem: Problem, moved: nn.Module, offset: dict[str, Tensor], round_: int
-    ) -> tuple[Curve, dict[str, Tensor]]:
-        """The curve phase: the offset of the bend from the middle of the ends, trained and pulled to what it was."""
-        path = Curve(problem.model_a, moved)
-        middle = [buffer.clone() for buffer in path.inner[0]]
-        earlier = path.layout.pack(offset) if offset else [torch.zeros_like(buffer) for buffer in middle]
-        for buffer, old in zip(path.inner[0], earlier, strict=True):
-            buffer.add_(old)
+    def _curve(self, problem: Problem, moved: nn.Module, offsets: Offsets, round_: int) -> tuple[Curve, Offsets]:
+        """The curve phase: the offsets of the bends from the line of the ends, trained and pulled to what they were."""
+        path = Curve(problem.model_a, moved, kind=self.kind, bends=self.bends)
+        line = [[buffer.clone() for buffer in point] for point in path.inner]
+        earlier = [
+            path.layout.pack(offset) if offset else [torch.zeros_like(buffer) for buffer in point]
+            for offset, point in zip(offsets, line, strict=True)
+        ]
+        for point, old in zip(path.inner, earlier, strict=True):
+            for buffer, shift in zip(point, old, strict=True):
+                buffer.add_(shift)
 
         def pull(parameters: list[Tensor], lr: float) -> None:
             share = lr / self.proximity
-            for bend, center, old in zip(parameters, middle, earlier, strict=True):
+            for bend, center, old in zip(parameters, chain(*line), chain(*earlier), strict=True):
                 bend.sub_(center).add_(old, alpha=share).div_(1.0 + share).add_(center)
 
         objective = CurveObjective(
-            path, problem.model_a, loss=self.loss, weight_decay=self.weight_decay, seed=problem.seed + 2 * round_ + 1,
-            pull=pull,
+            path, problem.model_a, loss=self.loss, weight_decay=self.weight_decay, precision=self.precision,
+            seed=problem.seed + 2 * round_ + 1, pull=pull,
         )  # fmt: skip
         settings = self._settings(problem, round_, "curve")
         path.settings, path.history = train(objective, self._data(problem), settings, "curve")
-        found = path.layout.unpack([b - m for b, m in zip(path.inner[0], middle, strict=True)])
-        return path, found
+        return path, [
+            path.layout.unpack([bend - center for bend, center in zip(point, centers, strict=True)])
+            for point, centers in zip(path.inner, line, strict=True)
+        ]
 
     def _settings(self, problem: Problem, round_: int, phase: str) -> Settings:
         return Settings(
             lr=self.lr, optimizer=SGD, epochs=self.epochs, schedule=self.schedule, seed=problem.seed,
             checkpoint=None if self.checkpoint is None else Path(self.checkpoint) / f"{phase}-{round_}.safetensors",
-            every=self.every, callback=self.callback, progress=problem.progress,
+            every=self.every, callback=self.callback, progress=problem.progress, precision=self.precision,
         )  # fmt: skip
 
     def _data(self, problem: Problem) -> Iterable[Any]:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.matching.birkhoff import project
+from pyalign.paths.family import coefficients
 from pyalign.paths.losses import mean_loss
 from pyalign.paths.point import Loss, Point, digest, runnable
 from pyalign.statistics.batches import split
 from pyalign.statistics.batchnorm import running_statistics
 from pyalign.statistics.forward import respond
+from pyalign.statistics.spectral import power_vectors
 from pyalign.symmetry import AxisBinding, Kind, SymmetrySpec, Wreath, state_of
 
 __all__ = ["RelaxedObjective", "mixed", "movable"]
@@ -54,30 +56,34 @@ def mixed(tensor: Tensor, bindings: Sequence[AxisBinding], matrices: Mapping[str
 
 
 class RelaxedObjective:
-    r"""The expected loss on the curve \((1 - t) A + t\,P B + 2 t (1 - t)\,\varphi\) over matrices P, one per group.
+    r"""The expected loss on the curve \((1 - t) A + t\,P B + \sum_i c_i(t)\,\varphi_i\) over matrices P, one per group.
 
-    This is the Bezier curve whose bend is the middle of its ends plus an offset: a change of P moves the bend along and
-    does not destroy what was learnt.
+    This is the curve whose bends lie evenly on the line between its ends, each plus an offset: a change of P moves the
+    bends along and does not destroy what was learnt. With one bend of a Bezier curve \(c(t) = 2 t (1 - t)\).
 
     Args:
         spec: The symmetry.
         model_a: The model that stays.
         model_b: The model that is moved.
-        offset: \(\varphi\) by tensor, in the coordinates of A.
+        offsets: For every bend \(\varphi_i\) by tensor, in the coordinates of A.
         groups: The groups whose matrices are free.
+        kind: "bezier" or "polychain": what the weights \(c_i(t)\) are.
         loss: As for `pyalign.curve`.
         proximity: \(\nu\): the pull towards the identity, where the matrices begin, is \(\|P - I\|^2 / 2 \nu\).
+        precision: torch.bfloat16 or torch.float16 for mixed precision; weights and matrices stay as they are.
         seed: Of the draws of t.
     """
 
     def __init__(
-        self, spec: SymmetrySpec, model_a: nn.Module, model_b: nn.Module, offset: Mapping[str, Tensor],
-        groups: Sequence[str], *, loss: Loss | None = None, proximity: float = 1e3, seed: int = 0,
+        self, spec: SymmetrySpec, model_a: nn.Module, model_b: nn.Module, offsets: Sequence[Mapping[str, Tensor]],
+        groups: Sequence[str], *, kind: str = "bezier", loss: Loss | None = None, proximity: float = 1e3,
+        precision: torch.dtype | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.spec, self.offset, self.groups, self.custom = spec, dict(offset), list(groups), loss
+        self.spec, self.offsets, self.groups, self.custom = spec, list(offsets), list(groups), loss
+        self.kind, self.precision = kind, precision
         self.a, self.b = state_of(model_a), state_of(model_b)
         self.module = runnable(model_a, {})
-        skipped = running_statistics(self.module) | set(spec.aliases)
+        skipped = running_statistics(self.module) | power_vectors(self.module) | set(spec.aliases)
         self._names = [n for n, tensor in self.a.items() if tensor.is_floating_point() and n not in skipped]
         device = next(iter(self.a.values())).device
         self.matrices = {
@@ -102,6 +108,7 @@ class RelaxedObjective:
     def at(self, t: float, inputs: Any, targets: Any, index: int, matrices: Mapping[str, Tensor]) -> Tensor:
         """The loss of inputs at t with these matrices."""
         values = {}
+        bends = coefficients(self.kind, len(self.offsets) + 2, t)[1:-1]
         parts = self.spec.stack_of
         stacks = {
             name: mixed(torch.stack([self.b[part] for part in self.spec.stacks[name]]), self.spec.on(name), matrices)
@@ -111,8 +118,11 @@ class RelaxedObjective:
             stack, place = parts.get(name, ("", 0))
             moved = stacks[stack][place] if stack else mixed(self.b[name], self.spec.on(name), matrices)
             point = (1.0 - t) * self.a[name] + t * moved
-            values[name] = point + 2.0 * t * (1.0 - t) * self.offset[name] if name in self.offset else point
-        return mean_loss(respond(Point(self.module, values), inputs, index), targets, self.custom, index)
+            for weight, offset in zip(bends, self.offsets, strict=True):
+                point = point + weight * offset[name] if name in offset else point
+            values[name] = point
+        with torch.autocast(next(iter(values.values())).device.type, self.precision, self.precision is not None):
+            return mean_loss(respond(Point(self.module, values), inputs, index), targets, self.custom, index)
 
     @torch.no_grad()
     def stepped(self, lr: float) -> None:
@@ -130,4 +140,5 @@ class RelaxedObjective:
     def record(self) -> dict[str, Any]:
         """What identifies the objective."""
         states = [digest([state[name] for name in self._names]) for state in (self.a, self.b)]
-        return {"groups": self.groups, "proximity": self.proximity, "ends": states}
+        curve = {"kind": self.kind, "bends": len(self.offsets)}
+        return {"groups": self.groups, "proximity": self.proximity, "ends": states, **curve}

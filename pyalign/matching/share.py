@@ -6,7 +6,6 @@ one, and \(W_2 \, 1[\tilde P > 0]^T\), is the same function.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from pyalign import engine
 from pyalign.matching.problem import check_finite, check_same_architecture
 from pyalign.symmetry import AxisBinding, Flat, Group, Role, Side, SymmetrySpec, derive, state_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.widen import difference
 
 __all__ = ["Sharing", "share"]
@@ -81,7 +81,7 @@ def share(model_a: nn.Module, model_b: nn.Module, example_inputs: Any, *, spec: 
     spec = derive(model_a, example_inputs) if spec is None else spec
     stacked_a, matched = spec.stacked(state_a), dict.fromkeys(b.tensor for b in spec.bindings if b.role is Role.MATCHED)
     a = {n: stacked_a[n].double() for n in matched}
-    model = copy.deepcopy(model_b).double()
+    model = copy_of(model_b).double()
     b = {spec.aliases.get(n, n): t for n, t in spec.stacked(state_of(model)).items()}
 
     def error() -> float:
@@ -96,7 +96,7 @@ def share(model_a: nn.Module, model_b: nn.Module, example_inputs: Any, *, spec: 
                 done = _share_group(spec, group, silent, a, b, error)
                 filled[group.name] = (done, int(silent.sum()))
     _unstack(spec, b, state_of(model))
-    after, answer, found = _distance(a, b), copy.deepcopy(model_b), state_of(model)
+    after, answer, found = _distance(a, b), copy_of(model_b), state_of(model)
     for name, tensor in state_of(answer).items():
         tensor.copy_(found[name])
     return Sharing(answer, filled, before, after)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from pyalign.errors import InputError
 from pyalign.matching.problem import Problem, check_finite, check_same_architecture
 from pyalign.matching.weight import WeightMatching
 from pyalign.symmetry import Alignment, Role, SymmetrySpec, state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Universe", "universe"]
 
@@ -126,7 +126,7 @@ class _Search:
     def sweep(self) -> None:
         """Match every model to the mean of the others, from where it is, and keep what brings it nearer."""
         for k in range(len(self.models)):
-            frame = copy.deepcopy(self.models[0])
+            frame = copy_of(self.models[0])
             others = [state for j, state in enumerate(self.states) if j != k]
             with torch.no_grad():
                 for name, tensor in state_of(frame).items():

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyalign.errors import InputError, PyalignWarning
 from pyalign.merge.repair import repair_statistics
 from pyalign.paths.blend import Blend
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Repair", "merge"]
 
@@ -72,7 +72,7 @@ def merge(
         _warn_of_statistics(any(name.endswith("running_var") for name in states[0]), shares)
         return cast(Model, blend.sum(shares))
     merged = copy_of(given[0])
-    blend.sum(shares, out=state_of(merged))
+    blend.into(shares, merged)
     if repair is None or data is None:
         _warn_of_statistics(has_batchnorm(merged), shares)
     elif repair == "bn_reset":

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyalign import engine
 from pyalign.errors import MismatchError, NonFiniteError, PyalignWarning
 from pyalign.io.fit import differences
 from pyalign.io.reader import StateReader
+from pyalign.statistics.spectral import settle_spectral_norms
+from pyalign.symmetry.calls import state_of
 
 __all__ = ["BLENDED", "Blend", "is_finite", "shapes_of", "sum_into"]
 
@@ -94,6 +96,12 @@ class Blend:
                 target.copy_(tensors[taken])
             result[name] = target
         return {name: result[self.tied.get(name, name)] for name in self.states[0]}
+
+    def into(self, weights: Sequence[float], model: nn.Module) -> None:
+        """Write the weighted sum of the states of modules into `model`, in place; raises as `sum` does."""
+        self.sum(weights, out=state_of(model))
+        if _only(weights) is None:
+            settle_spectral_norms(model)
 
     def _stored(self) -> list[str]:
         return [name for name in self.states[0] if name not in self.tied]

@@ -17,8 +17,10 @@ from pyalign.paths.curve_record import CurveRecord
 from pyalign.paths.family import check_family, coefficients
 from pyalign.paths.flat import Layout
 from pyalign.paths.measure import measure
-from pyalign.paths.path import checked_t, copy_of
+from pyalign.paths.path import checked_t
+from pyalign.statistics.spectral import settle_spectral_norms
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Curve"]
 
@@ -158,6 +160,8 @@ class Curve:
     def into(self, t: float, model: nn.Module) -> None:
         """Write the weights and buffers at t into `model`, in place."""
         self._write(t, state_of(model))
+        if 0.0 < t < 1.0:
+            settle_spectral_norms(model)
 
     @torch.no_grad()
     def _write(self, t: float, out: State) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.paths.blend import Blend
-from pyalign.paths.path import checked_t, copy_of
+from pyalign.paths.path import checked_t
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["LinearPath", "interpolate"]
 
@@ -73,7 +74,7 @@ class LinearPath:
     def into(self, t: float, model: nn.Module) -> None:
         """Write the weights and buffers at t into `model`, in place."""
         t = checked_t(t)
-        self._blend.sum((1.0 - t, t), out=state_of(model))
+        self._blend.into((1.0 - t, t), model)
 
 
 def interpolate(a: Ends, b: Ends, t: float) -> Ends:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 
-__all__ = ["Path", "checked_t", "copy_of"]
+__all__ = ["Path", "checked_t"]
 
 
 @runtime_checkable
@@ -37,7 +36,10 @@ def checked_t(t: float) -> float:
         >>> checked_t(1)
         1.0
     """
-    value = float(t)
+    try:
+        value = float(t)
+    except (TypeError, ValueError) as failure:
+        raise InputError("t is no number", given=f"t={t!r}", expected="a number, 0 <= t <= 1") from failure
     if math.isnan(value) or not 0.0 <= value <= 1.0:
         raise InputError(
             "t is outside the path",
@@ -46,22 +48,3 @@ def checked_t(t: float) -> float:
             do="use merge with weights (1 - t, t) to go beyond the ends",
         )
     return value
-
-
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy of `model`, which stays as it is.
-
-    Example:
-        >>> model = nn.Linear(1, 1)
-        >>> copy_of(model).weight is model.weight
-        False
-    """
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as failure:
-        raise InputError(
-            f"{type(model).__name__} cannot be copied ({str(failure).splitlines()[0]})",
-            given="a module that holds a tensor computed from others, as torch.nn.utils.weight_norm does",
-            expected="a module that copy.deepcopy takes",
-            do="use torch.nn.utils.parametrizations, or give state dicts",
-        ) from failure

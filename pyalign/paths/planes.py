@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.paths.blend import BLENDED, Blend
-from pyalign.paths.path import copy_of
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Plane"]
 
@@ -92,7 +92,7 @@ class Plane:
 
     def into(self, x: float, y: float, model: nn.Module) -> None:
         """Write the weights and buffers at a point into `model`, in place."""
-        self._blend.sum(self.weights(x, y), out=state_of(model))
+        self._blend.into(self.weights(x, y), model)
 
     def _products(self, state: Mapping[str, Tensor]) -> Coordinates:
         """Inner products of a state with b and with c, all seen from a."""

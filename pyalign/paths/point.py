@@ -13,10 +13,11 @@ from torch.func import functional_call
 from pyalign import engine
 from pyalign.paths.curves import Curve
 from pyalign.paths.losses import mean_loss
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batches import split
 from pyalign.statistics.batchnorm import running_statistics
 from pyalign.statistics.forward import respond
+from pyalign.statistics.spectral import iterated, power_vectors
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["Attack", "CurveObjective", "Loss", "Point", "Pull", "digest", "runnable"]
 
@@ -58,7 +59,8 @@ class CurveObjective:
         self.curve, self.custom, self.weight_decay, self.attack = curve, loss, weight_decay, attack
         self.precision, self.pull = precision, pull
         self.module = runnable(model, curve.control_point(0))
-        self.moving = {n for n in curve.line.states[0] if n not in running_statistics(self.module)}
+        kept = running_statistics(self.module) | power_vectors(self.module)
+        self.moving = {n for n in curve.line.states[0] if n not in kept}
         self.inner = [[b.detach().requires_grad_() for b in point] for point in curve.inner]
         self.generator = torch.Generator().manual_seed(seed)
         self.t: float | None = None
@@ -123,7 +125,7 @@ class CurveObjective:
 
 def runnable(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `model` in training mode, for `Point`: its own parameters are views of `values` and take no memory."""
-    module = copy_of(model).train()
+    module = iterated(copy_of(model).train())
     for name, parameter in module.named_parameters():
         if name in values:
             parameter.data = values[name]

@@ -14,10 +14,10 @@ from pyalign._atomic import json_text
 from pyalign.errors import InputError
 from pyalign.paths.blend import Blend
 from pyalign.paths.measure import evaluate
-from pyalign.paths.path import copy_of
 from pyalign.statistics.batches import repeatable
 from pyalign.statistics.batchnorm import reestimate_batchnorm
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 
 __all__ = ["SimplexBarrier", "simplex_barrier"]
 
@@ -137,7 +137,7 @@ def simplex_barrier(
     losses, accuracies = [], []
     hidden = None if progress is None else not progress
     for weights in tqdm(points, desc="simplex", unit="point", leave=False, disable=hidden):
-        blend.sum(weights, out=state_of(scratch))
+        blend.into(weights, scratch)
         if recalibrate is not None:
             reestimate_batchnorm(scratch, recalibrate)
         value, accuracy, _ = evaluate(scratch, data, loss, where=f" at weights {weights}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import time
@@ -94,6 +95,8 @@ class Settings:
             raise InputError(
                 "unknown precision", given=str(self.precision), expected="torch.bfloat16, torch.float16 or None"
             )
+        if not (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr >= 0):
+            raise InputError("lr is no learning rate", given=f"lr={self.lr!r}", expected="a finite number, 0 or more")
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise InputError(
                 "checkpoints cannot be that often", given=f"every={self.every!r}", expected="1 step or more"
@@ -121,9 +124,14 @@ def train(objective: Objective, data: Iterable[Any], settings: Settings, name: s
         DataError: The data is empty or runs out.
         NonFiniteError: The loss became NaN or infinite.
         CheckpointError: The checkpoint is damaged or belongs to another run.
+        InputError: Gradients cannot be taken, in inference mode.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "nothing can be trained in inference mode", given="torch.inference_mode()", do="leave it, or use no_grad"
+        )
     devices = sorted({p.device.index or 0 for p in objective.parameters if p.is_cuda})
-    with forked(settings.seed, devices):
+    with forked(settings.seed, devices), torch.enable_grad():
         run = _Run(objective, data, settings, devices)
         run.run(name)
     seconds = run.progress.seconds + time.perf_counter() - run.began
@@ -137,6 +145,14 @@ class _Run:
         self.objective, self.settings, self.devices = objective, settings, devices
         self.generators = [objective.generator, *generators_of(data)]
         self.optimizer = settings.optimizer(objective.parameters, lr=settings.lr)
+        closure = inspect.signature(self.optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise InputError(
+                "the optimiser evaluates the loss several times a step",
+                given=type(self.optimizer).__name__,
+                expected="one whose step() takes no closure",
+                do="use SGD or Adam, for example",
+            )
         device = objective.parameters[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=settings.precision is torch.float16)
         self.feed = Feed(data, settings.steps, settings.epochs, self._take, self._put)
@@ -169,6 +185,8 @@ class _Run:
             self._settle(bar)
         if self.file is not None:
             self._save()
+        else:
+            self._sound()
 
     def _batches(self) -> Iterator[Any]:
         found = None if self.file is None else self.file.read()
@@ -238,12 +256,7 @@ class _Run:
 
     def _save(self) -> None:
         assert self.file is not None and self.feed.began is not None
-        # A gradient may be NaN where the loss was not: such weights must not replace the last good ones.
-        if not all(is_finite(parameter.detach()) for parameter in self.objective.parameters):
-            lr = float(self.optimizer.param_groups[0]["lr"])
-            raise self._stopped(
-                f"the weights became NaN or infinite by step {self.feed.step}, t={self.objective.t}", lr
-            )
+        self._sound()
         now = time.perf_counter()
         self.progress.seconds, self.began = self.progress.seconds + now - self.began, now
         self.progress.step, self.progress.epoch, self.progress.index = self.feed.step, self.feed.epoch, self.feed.index
@@ -252,6 +265,14 @@ class _Run:
         tensors |= {f"began|{name}": tensor for name, tensor in self.feed.began.tensors.items()}
         tensors |= {f"now|{name}": tensor for name, tensor in self._take().tensors.items()}
         self.file.write(tensors, self.optimizer, self.progress)
+
+    def _sound(self) -> None:
+        # A gradient may be NaN where the loss was not: such weights are no answer, and must not replace the last good.
+        if not all(is_finite(parameter.detach()) for parameter in self.objective.parameters):
+            lr = float(self.optimizer.param_groups[0]["lr"])
+            raise self._stopped(
+                f"the weights became NaN or infinite by step {self.feed.step}, t={self.objective.t}", lr
+            )
 
     def _take(self) -> Randomness:
         return Randomness.take(self.devices, self.generators)

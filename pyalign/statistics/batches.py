@@ -44,11 +44,14 @@ def split(batch: Any) -> tuple[Any, Any]:
         return _inputs(inputs, batch), None if key is None else batch[key]
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
         return _inputs(batch[0], batch), batch[1] if len(batch) == 2 else None
+    if isinstance(batch, (tuple, list)) and batch:
+        do = "leave out what the model does not take, ((x, y) for x, y, *_ in data), or give ((first, second), targets)"
+    else:
+        do = (
+            "convert arrays with torch.as_tensor; several inputs go into a tuple, ((first, second), targets), or a dict"
+        )
     raise DataError(
-        "a batch has a form that cannot be told into inputs and targets",
-        given=describe(batch),
-        expected=FORMS,
-        do="give several inputs of one model as ((first, second), targets) or as a dict",
+        "a batch has a form that cannot be told into inputs and targets", given=describe(batch), expected=FORMS, do=do
     )
 
 
@@ -115,7 +118,7 @@ def checked(data: Iterable[Any]) -> Iterator[Any]:
     if empty:
         raise DataError(
             "data is empty",
-            given=f"{type(data).__name__} that yields no batch",
+            given="an iterable that yields no batch",
             expected="at least one batch",
             do="give data again; a generator can be read only once",
         )

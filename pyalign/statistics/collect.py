@@ -80,6 +80,13 @@ def collect(
             inputs, _ = split(batch)
             collector.batch(model_a, model_b, inputs, padding_of(inputs, mask), index)
     moments = {site: m for site, m in collector.moments.items() if m.count}
+    if collector.moments and not moments:
+        raise DataError(
+            "data is empty",
+            given="batches without samples, or whose every sample is padding",
+            expected="at least one sample",
+            do="look at the first axis of the inputs, and at the padding mask",
+        )
     _warn_of_few(moments)
     return moments
 

@@ -123,9 +123,16 @@ def nonfinite_error(model: nn.Module, inputs: Any, index: int, where: str = "") 
             expected="finite inputs",
             do="clean the data; look at its normalisation",
         )
-    layer = first_nonfinite(model, inputs) or "the model itself"
+    layer = first_nonfinite(model, inputs)
+    if not layer and _finite(call(model, inputs)):
+        return NonFiniteError(
+            f"the loss is NaN or infinite{where}, though all activations are finite",
+            given=f"batch {index}",
+            expected="a finite loss",
+            do="look at the targets and at loss=",
+        )
     return NonFiniteError(
-        f"NaN or infinity in the activations of layer {layer!r}{where}",
+        f"NaN or infinity in the activations of layer {layer or 'the model itself'!r}{where}",
         given=f"batch {index}",
         expected="finite activations",
         do="look at the weights of that layer and at the dtype (float16 overflows at 65504)",

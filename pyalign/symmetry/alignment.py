@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from pyalign.errors import CheckpointError, InputError, MismatchError
 from pyalign.symmetry import optimizer_state
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.elements import composed
 from pyalign.symmetry.files import read_tensors, write_tensors
 from pyalign.symmetry.groups import Group
@@ -87,38 +87,47 @@ class Alignment:
 
     @overload
     def apply(
-        self, model: Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = ...
+        self,
+        model: Mapping[str, Any] | torch.optim.Optimizer,
+        *,
+        parameters: nn.Module | Sequence[str] | None = ...,
     ) -> dict[str, Any]: ...
 
     def apply(
-        self, model: nn.Module | Mapping[str, Any], *, parameters: nn.Module | Sequence[str] | None = None
+        self,
+        model: nn.Module | Mapping[str, Any] | torch.optim.Optimizer,
+        *,
+        parameters: nn.Module | Sequence[str] | None = None,
     ) -> Any:
         """The aligned copy of a module, of a state dict, or of an optimiser's state dict.
 
         Args:
-            model: A module (a new module is returned), a state dict, or the `state_dict()` of SGD or Adam (with
-                its relatives). What is given is never changed.
-            parameters: Needed for an optimiser's state only: the model it optimises, or the names of the parameters in
-                the optimiser's order.
+            model: A module (a new module is returned), a state dict, or SGD or Adam (with its relatives): the
+                optimiser or its `state_dict()`. What is given is never changed.
+            parameters: For an optimiser, the model it optimises. For its state dict the names of the parameters in its
+                order; or the model, where the optimiser has one group; or nothing, where the state holds names.
 
         Returns:
-            The same kind of thing as was given.
+            The same kind of thing as was given; for an optimiser its new state dict.
 
         Raises:
             MismatchError: It is not of the architecture that was aligned.
-            InputError: It is none of the three.
+            InputError: It is none of these, or the parameters of an optimiser's state cannot be named.
         """
         if isinstance(model, nn.Module):
             self.spec.check_model(model)
             moved = self.spec.apply(self.transforms, state_of(model))
-            aligned = copy.deepcopy(model)
+            aligned = copy_of(model)
             _overwrite(aligned, moved)
             return aligned
+        if isinstance(model, torch.optim.Optimizer):
+            names = optimizer_state.names_of(model, parameters)
+            return optimizer_state.apply(self.spec, self.transforms, model.state_dict(), names)
         if not isinstance(model, Mapping):
             raise InputError(
                 "cannot apply an alignment to this",
                 given=type(model).__name__,
-                expected="a module, a state dict or an optimiser's state dict",
+                expected="a module, a state dict, an optimiser or its state dict",
             )
         if {"state", "param_groups"} <= set(model):
             return optimizer_state.apply(self.spec, self.transforms, model, parameters)

@@ -15,7 +15,6 @@ A scale that is stored as its difference from one (Gemma) is set to zero.
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.derive import solved
 from pyalign.symmetry.tracing.hashing import IntArray
 from pyalign.symmetry.tracing.scales import Scales
@@ -62,7 +62,7 @@ class Folding:
 
     def unfold(self) -> nn.Module:
         """The model with its scales where they were; tensors that were untied stay so."""
-        model = copy.deepcopy(self.model)
+        model = copy_of(self.model)
         state = state_of(model)
         with torch.no_grad():
             for name, stored in self.scales.items():
@@ -102,7 +102,7 @@ def fold(model: nn.Module, example_inputs: Any) -> Folding:
         (('1.weight',), True)
     """
     found, left = _foldable(model, example_inputs)
-    copied = copy.deepcopy(model)
+    copied = copy_of(model)
     untied: tuple[str, ...] = ()
     tied = _tied(copied)
     if left and tied:
@@ -111,7 +111,7 @@ def fold(model: nn.Module, example_inputs: Any) -> Folding:
         if len(more) > len(found):
             found, left, untied = more, rest, tuple(tied)
         else:
-            copied = copy.deepcopy(model)
+            copied = copy_of(model)
     state, scales = state_of(copied), {}
     with torch.no_grad():
         for name, one in found.items():

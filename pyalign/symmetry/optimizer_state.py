@@ -16,7 +16,7 @@ from pyalign.symmetry.transforms import ScaledPermutation, Transform
 if TYPE_CHECKING:
     from pyalign.symmetry.spec import SymmetrySpec
 
-__all__ = ["apply"]
+__all__ = ["apply", "names_of"]
 
 _SQUARED = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"})
 
@@ -36,31 +36,18 @@ def apply(
         spec: The symmetry of the optimised model.
         elements: Group elements by group name.
         state: The optimiser's state dict; not changed.
-        parameters: The model, whose `named_parameters()` order the optimiser has, or the names in that order.
+        parameters: The names of the parameters in the optimiser's order; or the model, if the optimiser has all of its
+            parameters, or all that are trained, in one group; or None, if the state names them itself.
 
     Returns:
         A new state dict.
 
     Raises:
-        InputError: `parameters` is missing.
+        InputError: It is not known which parameter is which.
         MismatchError: The number or the shapes of the parameters differ.
     """
-    if parameters is None:
-        raise InputError(
-            "an optimiser's state does not name its parameters",
-            given="an optimiser's state dict alone",
-            expected="also parameters=",
-            do="pass the model it optimises, or the parameter names in order",
-        )
-    names = [n for n, _ in parameters.named_parameters()] if isinstance(parameters, nn.Module) else list(parameters)
     order = [index for group in state["param_groups"] for index in group["params"]]
-    if len(order) != len(names):
-        raise MismatchError(
-            "the optimiser does not belong to these parameters",
-            given=f"{len(order)} parameters",
-            expected=f"{len(names)}",
-            do="pass the names in the optimiser's order",
-        )
+    names = _names(state["param_groups"], parameters, len(order))
     moved = {key: copy.deepcopy(value) for key, value in state.items() if key != "state"}
     given = {name: state["state"][index] for index, name in zip(order, names, strict=True) if index in state["state"]}
     apart = {name: entries for name, entries in given.items() if name not in spec.stack_of}
@@ -70,6 +57,55 @@ def apply(
             found |= _moved_stack(spec, elements, stack, given)
     moved["state"] = {index: found[name] for index, name in zip(order, names, strict=True) if name in found}
     return moved
+
+
+def _names(groups: Sequence[Mapping[str, Any]], parameters: nn.Module | Sequence[str] | None, count: int) -> list[str]:
+    """The parameters' names in the optimiser's order."""
+    if isinstance(parameters, nn.Module) or parameters is None:
+        if all("param_names" in group for group in groups):
+            names = [name for group in groups for name in group["param_names"]]
+        elif parameters is None or len(groups) > 1:
+            raise InputError(
+                "an optimiser's state does not name its parameters",
+                given=f"a state dict of {len(groups)} parameter group{'s'[: len(groups) > 1]} without names",
+                expected="the names of the parameters in the optimiser's order",
+                do="pass parameters=: these names, or the model if all are in one group; or pass the optimiser itself",
+            )
+        else:
+            trained = [name for name, p in parameters.named_parameters() if p.requires_grad]
+            names = trained if len(trained) == count else [name for name, _ in parameters.named_parameters()]
+    else:
+        names = list(parameters)
+    if len(names) != count:
+        raise MismatchError(
+            "the optimiser does not belong to these parameters",
+            given=f"{count} parameters",
+            expected=f"{len(names)}",
+            do="pass the names in the optimiser's order",
+        )
+    return names
+
+
+def names_of(optimizer: torch.optim.Optimizer, model: nn.Module | Sequence[str] | None) -> list[str]:
+    """The names of an optimiser's parameters in its order, found in the model.
+
+    Raises:
+        InputError: There is no model to find them in.
+        MismatchError: One of them is not of the model.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError("an optimiser's parameters have no names", do="pass the model it optimises: parameters=model")
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    strange = [tuple(parameter.shape) for parameter in own if id(parameter) not in known]
+    if strange:
+        raise MismatchError(
+            "the optimiser does not belong to this model",
+            given=f"{len(strange)} parameters that are not the model's, such as one of shape {strange[0]}",
+            expected="an optimiser of the model's own parameters",
+            do="pass the model that was trained, not a copy of it",
+        )
+    return [known[id(parameter)] for parameter in own]
 
 
 def _moved_stack(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.derive import untouched
 from pyalign.symmetry.elements import following
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
@@ -164,9 +164,9 @@ class _Probe:
     def __init__(self, model: nn.Module, inputs: Any, seed: int, constants: tuple[str, ...] = ()) -> None:
         self.constants = constants
         try:
-            self._prepare(copy.deepcopy(model).double(), inputs, seed, torch.float64)
+            self._prepare(copy_of(model).double(), inputs, seed, torch.float64)
         except (RuntimeError, TypeError, ValueError):  # an operator without a float64 form
-            self._prepare(copy.deepcopy(model), inputs, seed, None)
+            self._prepare(copy_of(model), inputs, seed, None)
 
     def _prepare(self, model: nn.Module, inputs: Any, seed: int, dtype: torch.dtype | None) -> None:
         self.model, self.dtype, self.noise = model, dtype, _Noise(seed)

@@ -7,7 +7,6 @@ and every matrix with orthonormal columns.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import MismatchError, SymmetryError
 from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import Group, Wreath
 from pyalign.symmetry.spec import SymmetrySpec
@@ -80,7 +80,7 @@ def widen(narrow: nn.Module, wide: nn.Module, example_inputs: Any) -> Widening:
     specs = derive(narrow, example_inputs), derive(wide, example_inputs)
     slots = _slots(*specs)
     inputs = map_tensors(example_inputs, lambda x: x.double() if x.is_floating_point() else x)
-    precise = copy.deepcopy(narrow).double()
+    precise = copy_of(narrow).double()
     found = [stream for stream in streams(precise, inputs, specs[0]) if _grew(specs, stream.group)]
     if any(stream.centred for stream in found):
         for stream in found:
@@ -107,7 +107,7 @@ def _widened(
     found: Sequence[Stream], scaled: bool,
 ) -> tuple[nn.Module, dict[str, float]]:  # fmt: skip
     """The wide model with the units of the narrow one, and the norms whose scale was changed."""
-    source, model, rescaled = copy.deepcopy(precise), copy.deepcopy(wide), {}
+    source, model, rescaled = copy_of(precise), copy_of(wide), {}
     factors = {s.group: (specs[1].groups[s.group].size / specs[0].groups[s.group].size) ** 0.5 for s in found}
     for stream in found if scaled else ():
         stream.scale(state_of(source), factors[stream.group])
@@ -220,7 +220,7 @@ def _places(
 
 def difference(one: nn.Module, two: nn.Module, inputs: Any) -> float:
     """Largest difference of the outputs of two models over the largest output of the first, in float64."""
-    return _apart(*(_answers(copy.deepcopy(model).double(), inputs) for model in (one, two)))
+    return _apart(*(_answers(copy_of(model).double(), inputs) for model in (one, two)))
 
 
 def _answers(precise: nn.Module, inputs: Any) -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The Birkhoff polytope by its definition, relaxed permutations, and proximal alternating minimisation."""
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -78,14 +79,16 @@ def test_groups_in_blocks_are_held():
     assert held and not set(free) & set(held)
 
 
-def test_the_relaxed_loss_is_that_of_the_curve_at_a_vertex():
+@pytest.mark.parametrize(("kind", "bends"), [("bezier", 1), ("bezier", 3), ("polychain", 2)])
+def test_the_relaxed_loss_is_that_of_the_curve_at_a_vertex(kind, bends):
     a, b = network(0), network(1)
     spec = derive(a, batches()[0][0])
-    path = pyalign.Curve(a, b)
-    offset = {name: torch.randn_like(tensor) for name, tensor in path.control_point(1).items()}
-    for buffer, extra in zip(path.inner[0], path.layout.pack(offset), strict=True):
-        buffer += extra
-    objective = RelaxedObjective(spec, a, b, offset, list(spec.groups))
+    path = pyalign.Curve(a, b, kind=kind, bends=bends)
+    offsets = [{n: torch.randn_like(x) for n, x in path.control_point(1).items()} for _ in range(bends)]
+    for point, offset in zip(path.inner, offsets, strict=True):
+        for buffer, extra in zip(point, path.layout.pack(offset), strict=True):
+            buffer += extra
+    objective = RelaxedObjective(spec, a, b, offsets, list(spec.groups), kind=kind)
     x, y = batches()[0]
     with torch.no_grad():
         value = objective.at(0.3, x, y, 0, objective.matrices)
@@ -97,9 +100,13 @@ def small(**changes):
     return PAM(**{"permutation_epochs": 1, "epochs": 1, "candidates": 4, "permutation_lr": 1.0, **changes})
 
 
-def test_it_answers_with_an_alignment_that_keeps_the_function_and_never_a_worse_loss():
+CURVES = [{}, {"bends": 3}, {"kind": "polychain", "bends": 2}, {"precision": torch.bfloat16}]
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=str)
+def test_it_answers_with_an_alignment_that_keeps_the_function_and_never_a_worse_loss(curve):
     a, b, data = network(0), network(1), batches()
-    method = small(start=ActivationMatching(), rounds=2)
+    method = small(start=ActivationMatching(), rounds=2, **curve)
     problem = Problem(a, b, derive(a, data[0][0]), data, seed=0)
     answer = method.run(problem)
     aligned = answer.alignment.apply(b)
@@ -108,6 +115,8 @@ def test_it_answers_with_an_alignment_that_keeps_the_function_and_never_a_worse_
     trace = answer.alignment.trace
     assert len(trace) == 4 and trace[1] >= trace[0] and trace[3] >= trace[2]
     assert all(torch.equal(answer.curve.state(1.0)[n], t) for n, t in aligned.state_dict().items())
+    assert (answer.curve.kind, answer.curve.bends) == (curve.get("kind", "bezier"), curve.get("bends", 1))
+    assert answer.curve.state(0.5)["0.weight"].dtype == torch.float32
     method = "proximal alternating minimisation"
     assert pyalign.align(a, b, data, method=small(candidates=0)).method.startswith(method)
 
@@ -163,7 +172,33 @@ class Shuffled:
         return iter([self.batches[i] for i in torch.randperm(3, generator=self.generator)])
 
 
-def test_it_resumes_from_its_folder(tmp_path):
+def test_every_bend_is_pulled_to_where_the_last_round_left_it():
+    """With an overwhelming pull the curve stays the line that it begins as, and its loss that of the line."""
+    a, b, data = network(0), network(1), batches()
+    held = {"proximity": 1e-9, "permutation_lr": 1e-9, "bends": 3, "rounds": 2, "weight_decay": 0.0}
+    answer = small(**held).run(Problem(a, b, derive(a, data[0][0]), data, seed=0))
+    free = small(**{**held, "proximity": 1e9}).run(Problem(a, b, derive(a, data[0][0]), data, seed=0))
+    line = pyalign.interpolate(a, answer.alignment.apply(b), 0.3).state_dict()["4.weight"]
+    torch.testing.assert_close(answer.curve.state(0.3)["4.weight"], line, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(free.curve.state(0.3)["4.weight"], line, rtol=1e-3, atol=1e-3)
+    assert all(not torch.equal(*pair) for pair in itertools.combinations([p[0] for p in free.curve.inner], 2))
+
+
+def test_mixed_precision_computes_in_it():
+    a, b, data = network(0), network(1), batches(1)
+    seen = set()
+
+    def loss(output, targets):
+        seen.add(output.dtype)
+        return nn.functional.cross_entropy(output.float(), targets)
+
+    small(precision=torch.bfloat16, loss=loss).match(Problem(a, b, derive(a, data[0][0]), data, seed=0))
+    assert seen == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("settings", [{}, {"bends": 2, "kind": "polychain", "precision": torch.bfloat16}], ids=str)
+def test_it_resumes_from_its_folder(tmp_path, settings):
+    small = functools.partial(globals()["small"], **settings)
     a, b, steps = network(0), network(1), []
     problem = Problem(a, b, derive(a, batches()[0][0]), Shuffled(), seed=0)
 
@@ -186,7 +221,9 @@ def test_it_resumes_from_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rounds": 0}, {"epochs": 0}, {"judged": 0}, {"candidates": -1}, {"proximity": 0.0}], ids=str
+    "wrong",
+    [{"rounds": 0}, {"epochs": 0}, {"judged": 0}, {"candidates": -1}, {"proximity": 0.0}, {"bends": 0}],
+    ids=str,
 )
 def test_settings_that_cannot_be(wrong):
     with pytest.raises(InputError):

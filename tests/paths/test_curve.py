@@ -224,6 +224,9 @@ def test_positions_and_weights_that_cannot_be():
         for ask in (curve.at, curve.state, curve.weights):
             with pytest.raises(InputError, match="t is outside the path"):
                 ask(wrong)
+    for wrong in ("a", None):
+        with pytest.raises(InputError, match="t is no number"):
+            curve.at(wrong)
     for wrong in ({"points": 1}, {"t": [2.0]}):
         with pytest.raises(InputError):
             curve.evaluate(labelled(), **wrong)

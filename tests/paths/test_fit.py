@@ -139,6 +139,16 @@ def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(tmp_path):
                 expected.state(0.5))  # fmt: skip
 
 
+def test_it_trains_where_gradients_are_off_by_default():
+    given = {"model_a": classifier(0), "model_b": classifier(1), "data": labelled(), "steps": 3}
+    expected = curve(**given).state(0.5)
+    with torch.no_grad():
+        assert same(curve(**given).state(0.5), expected)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode(), pytest.raises(InputError, match="inference mode"):
+        curve(**given)
+
+
 def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
     path, calls = tmp_path / "run.safetensors", []
 
@@ -150,6 +160,9 @@ def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
 
     with pytest.raises(NonFiniteError, match=r"weights became NaN or infinite by step 4, t=0\.\d+.*of step 2 is kept"):
         curve(classifier(0), classifier(1), labelled(), steps=4, loss=loss, checkpoint=path, every=2)
+    calls.clear()
+    with pytest.raises(NonFiniteError, match=r"weights became NaN or infinite by step 4, .*no checkpoint"):
+        curve(classifier(0), classifier(1), labelled(), steps=4, loss=loss)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +178,9 @@ def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
         ({"steps": 1, "data": [(torch.zeros(2, 5), torch.zeros(2).long())]}, DataError, "cannot take batch 0"),
         ({"steps": 1, "loss": lambda output, targets: output}, DataError, "instead of one number"),
         ({"steps": 1, "precision": torch.float32}, InputError, "unknown precision"),
+        ({"steps": 1, "lr": float("nan")}, InputError, "lr=nan"),
+        ({"steps": 1, "lr": -0.1}, InputError, "lr=-0.1"),
+        ({"steps": 1, "optimizer": torch.optim.LBFGS}, InputError, "LBFGS.*no closure"),
         ({"steps": 1, "every": 0}, InputError, "every=0"),
         ({"steps": 1, "bends": 0}, InputError, "at least one bend"),
     ],

@@ -1,6 +1,7 @@
 """The straight line: its ends bit by bit, its middle by hand, and what does not fit told by name."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -176,6 +177,6 @@ def test_the_path_reuses_one_module():
 
 def test_a_module_that_cannot_be_copied():
     model = nn.Linear(2, 2)
-    model.cached = model.weight * 2
+    model.lock = threading.Lock()
     with pytest.raises(InputError, match="Linear cannot be copied"):
         interpolate(model, nn.Linear(2, 2), 0.5)

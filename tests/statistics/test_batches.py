@@ -137,4 +137,10 @@ def test_the_first_layer_with_nan_is_named():
     error = nonfinite_error(model, x, 4, " at t=0.5")
     assert isinstance(error, NonFiniteError)
     assert "layer '2' at t=0.5" in str(error) and "batch 4" in str(error)
+    with torch.no_grad():
+        model[2].weight.zero_()
+    assert str(nonfinite_error(model[0], x, 4)).startswith("the loss is NaN or infinite")
+    broken = nn.Linear(2, 2)
+    broken.bias.data.fill_(float("inf"))
+    assert "layer 'the model itself'" in str(nonfinite_error(broken, torch.ones(1, 2), 0))
     assert "inputs of batch 1" in str(nonfinite_error(model, torch.tensor([[float("nan"), 0.0]]), 1))

@@ -331,6 +331,8 @@ def test_two_models_that_branch_apart_are_an_error():
 def test_bad_data_and_bad_specs():
     a, b = two(handmade.MLP)
     spec = handmade.mlp_spec(a)
+    with pytest.raises(DataError, match=r"data is empty.*without samples"):
+        collect(a, b, spec, [torch.zeros(0, 6)])
     with pytest.raises(DataError, match="empty"):
         collect(a, b, spec, [])
     with pytest.raises(DataError, match="batch 1"):

@@ -119,6 +119,57 @@ def test_an_optimiser_needs_its_parameters(spec: SymmetrySpec) -> None:
         spec.identity().apply(optimizer.state_dict(), parameters=["0.weight"])
 
 
+def by_kind(model: nn.Module) -> list[dict]:
+    """Two groups, as for weight decay: an order that is not the model's, with neighbours of one shape changed."""
+    flat = [p for p in model.parameters() if p.dim() < 2]
+    return [{"params": flat[::-1]}, {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1}]
+
+
+OPTIMISERS = {
+    "groups": lambda m: torch.optim.AdamW(by_kind(m), lr=0.01, amsgrad=True),
+    "named": lambda m: torch.optim.Adam(sorted(m.named_parameters()), lr=0.01),
+    "trained only": lambda m: torch.optim.SGD([p for p in m.parameters() if p.requires_grad], lr=0.05, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("build", OPTIMISERS)
+def test_an_optimiser_in_an_order_of_its_own(build: str, model: nn.Module, spec: SymmetrySpec) -> None:
+    """Nothing is taken for what it is not: training goes on the same, whatever the order of the parameters."""
+    model[0].bias.requires_grad_(False)
+    g = spec.random(4, Kind.PERMUTATION)
+
+    def step(m: nn.Module, o: torch.optim.Optimizer) -> None:
+        o.zero_grad()
+        m(X).square().sum().backward()
+        o.step()
+
+    first = OPTIMISERS[build](model)
+    step(model, first)
+    moved = g.apply(model)
+    for state in (
+        g.apply(first, parameters=model),
+        *([g.apply(first.state_dict()), g.apply(first.state_dict(), parameters=model)] if build == "named" else []),
+        *([g.apply(first.state_dict(), parameters=model)] if build == "trained only" else []),
+    ):
+        now, then = copy.deepcopy(model), copy.deepcopy(moved)
+        one, two = OPTIMISERS[build](now), OPTIMISERS[build](then)
+        one.load_state_dict(copy.deepcopy(first.state_dict()))  # torch would share the tensors
+        two.load_state_dict(state)
+        step(now, one)
+        step(then, two)
+        assert states_equal(g.apply(state_of(now)), state_of(then), 1e-10)
+
+
+def test_the_order_of_several_groups_is_not_guessed(model: nn.Module, spec: SymmetrySpec) -> None:
+    g, optimizer = spec.random(4), torch.optim.SGD(by_kind(model), lr=0.1, momentum=0.9)
+    with pytest.raises(InputError, match="2 parameter groups without names"):
+        g.apply(optimizer.state_dict(), parameters=model)
+    with pytest.raises(InputError, match="parameters=model"):
+        g.apply(optimizer)
+    with pytest.raises(MismatchError, match="not a copy of it"):
+        g.apply(optimizer, parameters=copy.deepcopy(model))
+
+
 def test_save_and_load_give_the_same_alignment(model: nn.Module, spec: SymmetrySpec, tmp_path: Path) -> None:
     g = spec.random(6)
     g.save(tmp_path / "g.safetensors")

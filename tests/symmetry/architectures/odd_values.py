@@ -17,6 +17,13 @@ vectors = lambda: noise(5, 6)  # noqa: E731
 FIRST, SECOND = out_bias("fc1") | into("fc2"), out_bias("fc2") | into("fc3")
 
 
+def written(h: Tensor, mask: Tensor, value: float) -> Tensor:
+    """`h` with `value` written in place where the mask holds."""
+    h = h.clone()
+    h[mask] = value
+    return h
+
+
 class Between(Perceptron):
     """A perceptron with some function between its first activation and its second layer."""
 
@@ -39,6 +46,9 @@ _MOVES = {
     "standardised": (lambda m, h: (h - h.mean(1, True)) / (h.var(1, keepdim=True) + 1).sqrt(), PERMUTATION),
     "thresholded": (lambda m, h: torch.where(h > 0.5, h, torch.zeros_like(h)), PERMUTATION),
     "masked_fill": (lambda m, h: h.masked_fill(h < 0.2, -1.0), PERMUTATION),
+    "written_where_small": (lambda m, h: written(h, h < 0.2, -1.0), PERMUTATION),
+    "zeroed_where_negative": (lambda m, h: written(h - h.mean(0), h < 0.3 * h.mean(0), 0.0), None),
+    "written_by_row": (lambda m, h: written(h, h.sum(-1) > 1.0, 0.0), None),
     "clamped": (lambda m, h: h.clamp(0.1, 0.6), PERMUTATION),
     "shifted": (lambda m, h: h + 1.5, PERMUTATION),
     "squared": (lambda m, h: h**2, None),

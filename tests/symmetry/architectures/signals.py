@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from .record import PERMUTATION, POSITIVE, Registry, affine, axis, bn, group, image, into, noise, out, out_bias
+from .record import PERMUTATION, POSITIVE, SIGNED, Registry, affine, axis, bn, group, image, into, noise, out, out_bias
 
 ARCHITECTURES = Registry()
 
@@ -233,3 +233,50 @@ ARCHITECTURES.add(
     group(9, out_bias("fc1"), axis("mask1"), into("fc2"), axis("mask2", 1), kind=POSITIVE),
     group(8, out_bias("fc2"), axis("mask2"), into("fc3"), kind=POSITIVE),
 )
+
+
+class BilinearNet(nn.Module):
+    """Every pair of units of two branches has a weight of its own for every output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.pair = nn.Linear(5, 8), nn.Linear(6, 7), nn.Bilinear(8, 7, 9)
+        self.head = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.head(F.relu(self.pair(F.relu(self.left(x)), torch.tanh(self.right(y)))))
+
+
+ARCHITECTURES.add(
+    "bilinear",
+    BilinearNet,
+    lambda: (noise(3, 5), noise(3, 6)),
+    group(8, out_bias("left"), axis("pair.weight", 1), kind=POSITIVE),
+    group(7, out_bias("right"), axis("pair.weight", 2), kind=SIGNED),
+    group(9, out_bias("pair"), into("head"), kind=POSITIVE),
+)
+
+
+class PrototypeNet(nn.Module):
+    """Distances to learned prototypes, and a code book whose nearest vector is decoded."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p, self.fc1, self.fc2 = p, nn.Linear(5, 8), nn.Linear(8, 12)
+        self.prototypes, self.codes = nn.Parameter(torch.randn(4, 12)), nn.Embedding(6, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.fc2(F.relu(self.fc1(x)))
+        nearest = torch.cdist(h, self.codes.weight).argmin(-1)
+        return torch.cdist(h[None], self.prototypes[None], p=self.p), self.head(self.codes(nearest))
+
+
+for _p in (1.0, 2.0):
+    ARCHITECTURES.add(
+        f"prototypes_{_p:g}",
+        lambda p=_p: PrototypeNet(p),
+        lambda: noise(5, 5),
+        group(8, out_bias("fc1"), into("fc2"), kind=POSITIVE),
+        group(12, out_bias("fc2"), axis("prototypes", 1), axis("codes.weight", 1), into("head"), kind=PERMUTATION),
+    )

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyalign.symmetry.tracing.labels import Plane, as_array
-from pyalign.symmetry.tracing.rules import contraction, creation, moving, normalisation, pointwise, pooling, reduction
+from pyalign.symmetry.tracing.rules import (
+    contraction,
+    creation,
+    moving,
+    normalisation,
+    pairs,
+    pointwise,
+    pooling,
+    reduction,
+)
 from pyalign.symmetry.tracing.rules.base import Rule
 
 if TYPE_CHECKING:
@@ -19,6 +28,7 @@ RULES: dict[str, Rule] = {
     **pointwise.RULES,
     **moving.RULES,
     **contraction.RULES,
+    **pairs.RULES,
     **normalisation.RULES,
     **reduction.RULES,
     **pooling.RULES,

@@ -275,6 +275,9 @@ def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], r
 
 def written(trace: Trace, call: Call) -> list[Planes] | None:
     """index_put: what is at an index is replaced or added to; along all other axes both are tied."""
+    mask = _mask(call)
+    if mask is not None and trace.planes(call.args[1][mask]):
+        return _masked(trace, call, mask)
     target, values, axes = call.args[0], call.args[2], _indexed_axes(call)
     before, rest = min(axes), target.dim() - max(axes) - 1
     inside = set(range(before, values.dim() - rest))
@@ -283,6 +286,22 @@ def written(trace: Trace, call: Call) -> list[Planes] | None:
         return None
     operands = [_off(trace, t, own, axes, target.dim()) for t, own in ((target, axes), (values, inside))]
     return [combine(trace, operands, "add", f"written by index among values that belong to no unit, in {call.place}")]
+
+
+def _mask(call: Call) -> int | None:
+    """The place of the one index, if it is a mask whose entries all take one number: `h[h < 0] = 0`."""
+    given = [n for n, index in enumerate(call.args[1]) if index is not None]
+    one = len(given) == 1 and call.args[1][given[0]].dtype in (torch.bool, torch.uint8)
+    return given[0] if one and call.args[2].numel() == 1 else None
+
+
+def _masked(trace: Trace, call: Call, first: int) -> list[Planes]:
+    """A number at the entries of a mask: pointwise, as masked_fill; scales survive only zero."""
+    target, mask, value = call.args[0], call.args[1][first], call.args[2]
+    rank = target.dim()
+    operands = [trace.operand(target, range(rank), rank), trace.operand(mask, range(first, first + mask.dim()), rank)]
+    mode = "pin" if bool(value.any()) or trace.planes(value) else "mul"
+    return [combine(trace, operands, mode, f"written under a mask of values that belong to no unit, in {call.place}")]
 
 
 def _off(trace: Trace, tensor: Tensor, own: set[int], axes: set[int], rank: int) -> Operand:

@@ -1,0 +1,54 @@
+"""Copies of modules, also of those that hold tensors computed from others."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from pyalign.errors import InputError
+from pyalign.symmetry.calls import tensors_of
+
+__all__ = ["copy_of"]
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def copy_of(model: ModuleT) -> ModuleT:
+    """A deep copy of `model`, which stays as it is.
+
+    Tensors that were computed from others and kept on a module, as `torch.nn.utils.weight_norm` and `prune` do, are
+    copied by value: their hooks compute them anew from the copy's parameters in its next forward pass.
+
+    Raises:
+        InputError: The module cannot be copied.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> copy_of(model).weight is model.weight
+        False
+    """
+    try:
+        with torch.no_grad():  # or copies of scripted modules would be computed from their parameters
+            try:
+                copied = copy.deepcopy(model)
+            except RuntimeError:
+                copied = copy.deepcopy(model, _computed(model))
+    except (RuntimeError, TypeError) as failure:
+        raise InputError(
+            f"{type(model).__name__} cannot be copied ({str(failure).splitlines()[0]})",
+            given="a module that copy.deepcopy refuses",
+            expected="a module that copy.deepcopy takes",
+            do="take off what cannot be copied (an open file, a lock), or give state dicts",
+        ) from failure
+    for one, two in zip(model.parameters(), copied.parameters(), strict=True):
+        two.requires_grad_(one.requires_grad)
+    return copied
+
+
+def _computed(model: nn.Module) -> dict[int, object]:
+    """What deepcopy is to take for the tensors that it refuses: their values."""
+    kept = [tensor for module in model.modules() for tensor in tensors_of(vars(module))]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
