@@ -171,13 +171,19 @@ class Layout:
 
         Next is always the one whose units have most entries in tensors that only groups before it move besides.
         """
-        pending, order, settled = self._families, [], set[str]()
-        while pending:
-            known = [sum(t.features for g in f for t in self.terms[g.name] if t.known(settled)) for f in pending]
-            first = known.index(max(known))
-            order.append(pending[first])
-            pending = pending[:first] + pending[first + 1 :]
-            settled |= {group.name for group in order[-1]}
+        terms = [[t for group in family for t in self.terms[group.name]] for family in self._families]
+        depends = [{name for t in own for name in t.depends} for own in terms]
+        order, settled, changed = list[list[Group]](), set[str](), set[str]()
+        known = dict.fromkeys(range(len(terms)), 0)
+        while known:
+            for k in known:
+                if not order or depends[k] & changed:
+                    known[k] = sum(t.features for t in terms[k] if t.known(settled))
+            first = max(known, key=lambda k: known[k])
+            order.append(self._families[first])
+            del known[first]
+            changed = {group.name for group in order[-1]}
+            settled |= changed
         return order
 
     def odd(self, binding: AxisBinding) -> bool:
