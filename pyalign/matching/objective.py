@@ -171,21 +171,19 @@ class Objective:
         """Mean cosine between the matched weights of the units of a group at the present elements."""
         if not self.terms[group]:
             return None
-        element = self.elements[group]
+        if not self._signed:
+            return self._moved_cosine(group)
         norms_a, norms_b = self.norms(group)
         both = torch.zeros(len(norms_a), dtype=torch.float64)
         if self._identity:
             for slices in self.kept.get(group, {}).values():
                 both += slices.aligned()
-            for term in self.loose[group]:
-                both += self.by_slot(term, self.elements).cpu()
-        elif self._signed and not any(term.relative for term in self.terms[group]):
-            evidence = self.evidence(group)
-            assert evidence is not None
-            both = evidence.by_slot(element)
-            norms_b = norms_b[element.perm]
         else:
-            return self._moved_cosine(group)
+            element, kept = self.elements[group], self._evidence(group, [])
+            norms_b = norms_b[element.perm]
+            both += 0.0 if kept is None else kept.by_slot(element)
+        for term in self.loose[group]:  # their similarities would be whole products, of which this needs a diagonal
+            both += self.by_slot(term, self.elements).cpu()
         norms = norms_a * norms_b
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
 
