@@ -1,7 +1,7 @@
 """Weight matching at the size of Stable Diffusion XL's U-Net: one block in full size, and a reduced U-Net to the end.
 
 python -m benchmarks.studies.sdxl_unet --out benchmarks/results
-python -m benchmarks.studies.sdxl_unet --widths 4 --depths 2       a quarter of the widths, half of the depths
+python -m benchmarks.studies.sdxl_unet --widths 5 --depths 2       a fifth of the widths (they must be multiples of 64)
 """
 
 from __future__ import annotations

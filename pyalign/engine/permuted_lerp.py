@@ -10,7 +10,7 @@ from torch import Tensor
 from pyalign import errors
 from pyalign.engine import dispatch, permuted_operators
 
-__all__ = ["permuted_lerp", "permuted_sum"]
+__all__ = ["permuted_dots", "permuted_lerp", "permuted_sum"]
 
 Perms = Sequence[Tensor | None] | None
 
@@ -116,6 +116,36 @@ def permuted_sum(
     if isinstance(scales, list):
         scales = torch.tensor(scales, dtype=torch.float64)
     return permuted_operators.permuted_sum(out, tensors, scales, axes, name)
+
+
+def permuted_dots(
+    factor: Tensor, tensors: Sequence[Tensor], perms: Sequence[Perms] | None = None, backend: str = "auto"
+) -> Tensor:
+    r"""Inner products of one tensor with permuted ones, summed in float64: what `permuted_sum` is differentiated with.
+
+    Args:
+        factor: The tensor that stays.
+        tensors: k tensors of its shape, dtype and device.
+        perms: One entry per tensor, each None or as in `permuted_lerp`.
+        backend: "auto", or the implementation to use.
+
+    Returns:
+        (k,) float64: the sum of all entries of `factor * tensors[k][perms[k]]`. Without gradients.
+
+    Raises:
+        InputError: Shapes, dtypes, devices or permutations do not fit.
+        BackendError: The named backend cannot run these inputs.
+
+    Example:
+        >>> permuted_dots(torch.tensor([1.0, 2.0]), [torch.tensor([3.0, 4.0])], [[torch.tensor([1, 0])]])
+        tensor([10.], dtype=torch.float64)
+    """
+    _check_tensors([factor, *tensors])
+    axes = _axes(tensors, perms)
+    name = dispatch.choose("permuted_lerp", backend, [factor, *tensors])
+    with torch.no_grad():
+        sums: Tensor = dispatch.gradient("permuted_lerp", name, tensors)(factor, tensors, axes)
+    return sums
 
 
 def _check_tensors(tensors: Sequence[Tensor]) -> None:

@@ -177,10 +177,13 @@ class _Search:
         return gain if own is None else own.preferring(gain)
 
     def solve(self, matrices: list[Tensor]) -> list[Tensor]:
-        answer: Assignment = linear_assignment(matrices, maximize=True, backend=self.backend)
-        self.solution.gaps += [float(gap.max()) for gap in answer.gap if gap.numel()]
+        # one problem is quicker alone than as a list
+        costs = matrices[0] if len(matrices) == 1 else matrices
+        answer: Assignment = linear_assignment(costs, maximize=True, backend=self.backend)
+        perms, gaps = ((f,) if isinstance(f, Tensor) else f for f in (answer.perm, answer.gap))
+        self.solution.gaps += [float(gap.max()) for gap in gaps if gap.numel()]
         self.solution.backend = answer.backend if matrices else self.solution.backend
-        return list(answer.perm)
+        return list(perms)
 
     def fill_table(self, group: Group, blocks: int) -> None:
         """Match every block of A with every block of B within one group."""

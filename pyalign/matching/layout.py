@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyalign.symmetry import AxisBinding, Role, SymmetrySpec, Wreath
+from pyalign.symmetry import AxisBinding, Group, Role, SymmetrySpec, Wreath
 
 __all__ = ["KEPT", "TOTAL", "Layout", "Part", "Rows", "Term", "layout_of"]
 
@@ -43,6 +44,10 @@ class Term:
     joint: frozenset[str]
     kept: bool
     features: int
+
+    def known(self, settled: AbstractSet[str]) -> bool:
+        """Whether the contribution is known when all these groups are in place, but not the term's own."""
+        return not self.relative and all(group in settled for group in self.depends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +142,8 @@ class Layout:
 
     def __init__(self, spec: SymmetrySpec, shapes: Shapes) -> None:
         self._signs = {name for name, group in spec.groups.items() if group.kind.signs}
-        self._tree = _trees(spec)
+        self._families = _families(spec)
+        self._tree = {g.name: {other.name for other in family} for family in self._families for g in family}
         self._shapes = shapes
         self._limit = min(KEPT, _limit(shape.numel() for shape in shapes.values()))
         held = _limit(group.size**2 for group in spec.groups.values())
@@ -158,6 +164,27 @@ class Layout:
                 spec.groups[group].size, own, spec.groups[group].size ** 2 <= held
             )
         self.elsewhere = [name for name in shapes if name not in counted]
+
+    @cached_property
+    def anchoring(self) -> list[list[Group]]:
+        """Groups that lie in no other, with everything within their units, in an order from the known to the unknown.
+
+        Next is always the one whose units have most entries in tensors that only groups before it move besides.
+        """
+        terms = [[t for group in family for t in self.terms[group.name]] for family in self._families]
+        depends = [{name for t in own for name in t.depends} for own in terms]
+        order, settled, changed = list[list[Group]](), set[str](), set[str]()
+        known = dict.fromkeys(range(len(terms)), 0)
+        while known:
+            for k in known:
+                if not order or depends[k] & changed:
+                    known[k] = sum(t.features for t in terms[k] if t.known(settled))
+            first = max(known, key=lambda k: known[k])
+            order.append(self._families[first])
+            del known[first]
+            changed = {group.name for group in order[-1]}
+            settled |= changed
+        return order
 
     def odd(self, binding: AxisBinding) -> bool:
         """Whether slices change sign with their unit; of no account where units have none."""
@@ -203,13 +230,13 @@ def layout_of(spec: SymmetrySpec, shapes: Shapes) -> Layout:
     return _LAYOUTS[spec]
 
 
-def _trees(spec: SymmetrySpec) -> dict[str, set[str]]:
-    """For each group all that hang together with it by lying within each other's units, itself included."""
-    roots: dict[str, str] = {}
+def _families(spec: SymmetrySpec) -> list[list[Group]]:
+    """Groups that lie in no other, each followed by everything within its units."""
+    found: dict[str, list[Group]] = {}
     for group in spec.outer_first():
-        structure = group.structure
-        roots[group.name] = roots[structure.outer] if isinstance(structure, Wreath) else group.name
-    members: dict[str, set[str]] = {}
-    for name, root in roots.items():
-        members.setdefault(root, set()).add(name)
-    return {name: members[root] for name, root in roots.items()}
+        if isinstance(group.structure, Wreath):
+            found[group.name] = found[group.structure.outer]
+            found[group.name].append(group)
+        else:
+            found[group.name] = [group]
+    return [family for name, family in found.items() if family[0].name == name]

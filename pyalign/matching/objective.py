@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class Objective:
     ) -> None:
         self.spec = spec
         self._layout = layout_of(spec, {name: tensor.shape for name, tensor in state_a.items()})
-        self.on, self.terms = self._layout.on, self._layout.terms
+        self.on, self.terms, self.anchoring = self._layout.on, self._layout.terms, self._layout.anchoring
         self.a, self.b = ({name: state[name].detach() for name in self.on} for state in (state_a, state_b))
         self.loose = {g: [t for t in terms if not t.kept] for g, terms in self.terms.items()}
         self.kept = {
@@ -125,6 +127,13 @@ class Objective:
         """Similarity of the units of a group, the others at their present elements; only what is stale is computed."""
         return self._evidence(group, self.loose[group])
 
+    def known(self, group: str, elements: Elements, settled: AbstractSet[str], even: Tensor | None) -> Evidence | None:
+        """Similarity by the tensors on which only settled groups move besides, and (`even`) by what has no sign."""
+        kept = ((odd, slices.known(elements, settled)) for odd, slices in self.kept.get(group, {}).items())
+        terms = (term for term in self.loose[group] if term.known(settled))
+        loose = ((self._layout.odd(term.binding), self.similarity(term, elements)) for term in terms)
+        return _summed(chain(kept, loose, ((not self.spec.groups[group].kind.signs, even),)))
+
     def partial(self, group: str, family: frozenset[str]) -> Evidence | None:
         """The same without the tensors that `family` moves along a further axis."""
         return self._evidence(group, [term for term in self.loose[group] if not term.joint & family])
@@ -158,32 +167,23 @@ class Objective:
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
         return (term.binding.unfold(self.a[term.binding.tensor]).double() * term.binding.unfold(moved).double()).sum(1)
 
-    def constant(self, group: str) -> Tensor | None:
-        """The similarity of a group's units by what no other group moves, or None where signs hide it."""
-        sides = self.kept.get(group, {})
-        if not sides or self.spec.groups[group].kind.signs:
-            return None
-        return sides[True].constant()
-
     def cosine(self, group: str) -> float | None:
         """Mean cosine between the matched weights of the units of a group at the present elements."""
         if not self.terms[group]:
             return None
-        element = self.elements[group]
+        if not self._signed:
+            return self._moved_cosine(group)
         norms_a, norms_b = self.norms(group)
         both = torch.zeros(len(norms_a), dtype=torch.float64)
         if self._identity:
             for slices in self.kept.get(group, {}).values():
                 both += slices.aligned()
-            for term in self.loose[group]:
-                both += self.by_slot(term, self.elements).cpu()
-        elif self._signed and not any(term.relative for term in self.terms[group]):
-            evidence = self.evidence(group)
-            assert evidence is not None
-            both = evidence.by_slot(element)
-            norms_b = norms_b[element.perm]
         else:
-            return self._moved_cosine(group)
+            element, kept = self.elements[group], self._evidence(group, [])
+            norms_b = norms_b[element.perm]
+            both += 0.0 if kept is None else kept.by_slot(element)
+        for term in self.loose[group]:  # their similarities would be whole products, of which this needs a diagonal
+            both += self.by_slot(term, self.elements).cpu()
         norms = norms_a * norms_b
         return float(torch.where(norms > 0, both / norms.clamp_min(1e-300), 0.0).mean()) if len(both) else 0.0
 
@@ -210,16 +210,8 @@ class Objective:
         return float(torch.where(norms > 0, sums[0] / norms.clamp_min(1e-300), 0.0).mean()) if sums.shape[1] else 0.0
 
     def _evidence(self, group: str, terms: list[Term]) -> Evidence | None:
-        sums: dict[bool, Tensor] = {}
-        for odd, slices in self.kept.get(group, {}).items():
-            sums[odd] = slices.similarity(self.elements).cpu()
-        for term in terms:
-            odd, matrix = self._layout.odd(term.binding), self.contribution(term).cpu()
-            sums[odd] = sums[odd] + matrix if odd in sums else matrix
-            del matrix
-        if not sums:
-            return None
-        return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
+        kept = ((odd, slices.similarity(self.elements)) for odd, slices in self.kept.get(group, {}).items())
+        return _summed(chain(kept, ((self._layout.odd(term.binding), self.contribution(term)) for term in terms)))
 
     def _norm(self, tensor: str) -> float:
         """Product of the norms of a tensor in both models."""
@@ -244,6 +236,18 @@ class Objective:
         moved = act(self.b[binding.tensor], self.on[binding.tensor], elements)
         dtype = precision(a, moved)
         return binding.unfold(a).to(dtype), binding.unfold(moved).to(dtype)
+
+
+def _summed(parts: Iterable[tuple[bool, Tensor | None]]) -> Evidence | None:
+    """Evidence from similarities that change sign with a unit (True) and others; they are asked for one at a time."""
+    sums: dict[bool, Tensor] = {}
+    for odd, matrix in parts:
+        if matrix is not None:
+            sums[odd] = sums[odd] + matrix.cpu() if odd in sums else matrix.cpu()
+        del matrix
+    if not sums:
+        return None
+    return Evidence(sums[True] if True in sums else torch.zeros_like(sums[False]), sums.get(False))
 
 
 def _sided(element: ScaledPermutation, odd: bool) -> ScaledPermutation:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyalign.engine.permuted_lerp import permuted_dots
 from pyalign.matching.layout import Array, Rows
 from pyalign.symmetry import ScaledPermutation
 
@@ -83,12 +85,11 @@ class Slices:
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Sums of squares of each unit in A and in B, shapes (n,), float64."""
-        one, two = (side.square().sum(0).double().cpu() for side in (self._a, self._b))
-        return one, two
+        return _by_unit(self._a, self._a), _by_unit(self._b, self._b)
 
     def aligned(self) -> Tensor:
         """Inner product of each unit of A with that of B in the same place, nothing moved, shape (n,), float64."""
-        return (self._a * self._b).sum(0).double().cpu()
+        return _by_unit(self._a, self._b)
 
     def constant(self) -> Tensor:
         """The similarity by what no other group moves, shape (n, n)."""
@@ -121,6 +122,17 @@ class Slices:
             self._terms += 4 * len(places)  # of the difference of two rows
         return self._similarity
 
+    def known(self, elements: Elements, settled: AbstractSet[str]) -> Tensor | None:
+        """The similarity by the rows that only settled groups move, or None where there are none."""
+        links = [own.ravel() for group, links in self._links.items() if group in settled for _, own in links]
+        if not links:
+            return self.constant() if self._fixed else None
+        self.follow(elements)
+        places = np.sort(np.concatenate(links))
+        if len(places) == len(self._index) - self._fixed:  # all of them
+            return torch.addmm(self.constant(), self._a[self._fixed :].T, self._taken(slice(self._fixed, None)))
+        return torch.addmm(self.constant(), self._a.index_select(0, self._device(places)).T, self._taken(places))
+
     def follow(self, elements: Elements) -> None:
         """Take over the other groups' elements; the similarity is begun anew when it is asked for."""
         if len(self._follow(elements)[0]):
@@ -140,7 +152,14 @@ class Slices:
         """The objective's part of the counted tensors, in float64, the other groups as last followed."""
         perm, total = element.perm.to(self._b.device), 0.0
         for chosen in self._counted:
-            total += inner(self._a[chosen], self._taken(chosen).index_select(1, perm), element.scale)
+            one = self._a[chosen]
+            if self._scale is not None:
+                one = one * self._device(self._scale[chosen]).unsqueeze(1)
+            if element.scale is not None:
+                one = one * element.scale.to(one)
+            # the rows of a tensor are exchanged among themselves
+            rows = self._device(self._index[chosen] - chosen.start)
+            total += float(permuted_dots(one, [self._b[chosen]], [(rows, perm)]))
         return total
 
     def _taken(self, places: Array | slice) -> Tensor:
@@ -192,13 +211,22 @@ def _laid_out(rows: Rows, state: Mapping[str, Tensor], dtype: torch.dtype) -> Te
     at = rows.vectors
     for part, tensor in zip(rows.parts[at:], tensors[at:], strict=True):
         into = out[at : at + part.features]
-        if part.plain:
+        if part.plain and part.binding.axis == 0:
+            into.copy_(tensor.flatten(1).T)  # torch transposes matrices in blocks
+        elif part.plain:
             last = tensor.movedim(part.binding.axis, -1)
             into.view(last.shape).copy_(last)
         else:
             into.copy_(part.binding.unfold(tensor).T)
         at += part.features
     return out
+
+
+def _by_unit(one: Tensor, two: Tensor) -> Tensor:
+    """Inner products of the columns of two matrices, shape (n,), float64; NumPy keeps no product of all entries."""
+    if one.device.type != "cpu":
+        return (one * two).sum(0).double().cpu()
+    return torch.from_numpy(np.einsum("ij,ij->j", one.numpy(), two.numpy())).double()
 
 
 def _factors(element: ScaledPermutation, units: Array, power: int, rows: int) -> Array:

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyalign.engine import linear_assignment
+from pyalign.engine import Assignment, linear_assignment
 from pyalign.errors import InputError
+from pyalign.matching.anchor import anchored_start
 from pyalign.matching.assign import children_of, signs_of
 from pyalign.matching.classes import match_classes
 from pyalign.matching.experts import check_experts, expert_groups
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem, check_start
-from pyalign.matching.signature import signature_start
 from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, state_of
 
 __all__ = ["WeightMatching"]
@@ -33,11 +33,11 @@ class WeightMatching:
     until a sweep changes nothing; groups whose neighbours stayed are passed over. Products are float32 (float64 for
     float64 weights), and a step is accepted only if the objective rises by more than their rounding, or, where that
     leaves it open, if it rises in float64. A group that occurs twice in one tensor is linearised at its present
-    element. The search begins at the identity or at the matching of sorted weights (`signature_start`), whichever has
-    the higher objective.
+    element. The search begins at the identity or where every group has been matched once, from the inputs and outputs
+    inwards (`anchored_start`), whichever has the higher objective.
 
     Args:
-        restarts: Searches with different orders, from which the best is kept.
+        restarts: Searches from which the best is kept: those after the first begin with the groups in random orders.
         sweeps: Most sweeps over all groups of each.
         signs: Use signs where a group allows them. Scales are left at 1.
         start: Begin here instead: an alignment of the same spec, such as that of activation matching.
@@ -88,8 +88,8 @@ class WeightMatching:
         best: _Descent | None = None
         hidden = None if problem.progress is None else not problem.progress
         with tqdm(total=None, desc="weight matching", unit=" sweeps", disable=hidden, leave=False) as bar:
-            for _ in range(self.restarts):
-                objective.restart(first)
+            for number in range(self.restarts):
+                objective.restart(first if number == 0 else self._again(objective, generator))
                 descent = _Descent(objective, Families(spec, self.signs, self.backend), self.backend)
                 descent.run(self.sweeps, generator, bar)
                 best = descent if best is None or descent.trace[-1] > best.trace[-1] else best
@@ -121,15 +121,21 @@ class WeightMatching:
             experts=self.experts,
         )
 
+    def _again(self, objective: Objective, generator: torch.Generator) -> Elements:
+        """Where a further search begins: from the best place to begin, other orders end near to the first search."""
+        if self.start is not None:
+            return self.start.reorderings
+        return anchored_start(objective, self.signs, self.backend, generator)
+
     def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
         if self.start is not None:
             check_start(self.start, spec)
             return self.start.reorderings
-        sorted_weights = signature_start(objective, self.backend)
+        anchored = anchored_start(objective, self.signs, self.backend)
         at_identity = objective.total
-        objective.restart(sorted_weights)
-        return sorted_weights if objective.total > at_identity else identity
+        objective.restart(anchored)
+        return anchored if objective.total > at_identity else identity
 
 
 class _Descent:
@@ -142,6 +148,7 @@ class _Descent:
         self.solver = ""
         self.converged = False
         self.elements: Elements = dict(objective.elements)
+        self._answers: dict[str, Assignment] = {}
         self._tried: dict[str, tuple[ScaledPermutation, ...]] = {}
         groups = objective.spec.groups
         self._within = {name: frozenset((name, *(g.name for g in families.within(name)))) for name in groups}
@@ -191,7 +198,8 @@ class _Descent:
             perm, self.gaps[group.name] = by_blocks(gain, self.objective.elements, group, self.backend)
             return perm
         # Not from the earlier answer: only groups with moved neighbours come here, and for them that takes longer.
-        answer = linear_assignment(gain, maximize=True, backend=self.backend)
+        answer = linear_assignment(gain, maximize=True, start=self._answers.get(group.name), backend=self.backend)
+        self._answers[group.name] = answer
         assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
         self.solver, self.gaps[group.name] = answer.backend, float(answer.gap)
         return answer.perm.cpu()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyalign import _cpu, errors
 from pyalign.engine import permuted_lerp, permuted_sum, triton
+from pyalign.engine.permuted_lerp import permuted_dots
 
 # shape, and for each axis how many indices its permutation has (0: none)
 CASES = {
@@ -177,6 +178,29 @@ def test_every_simd_path(case, dtype, simd):
         _cpu.use_simd(_cpu.simd_paths()[-1])
     products = a.double() * permute(b.double(), perms)
     assert torch.allclose(got[0], products.sum(), rtol=0, atol=1e-14 * (1 + products.abs().sum().item()))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_inner_products_are_those_in_float64(case, dtype, backend):
+    shape, counts = CASES[case]
+    factor, perms = random(shape, 4, dtype), [random_perms(counts, k) for k in range(2)]
+    tensors = [random(shape, k, dtype) for k in range(2)]
+    got = permuted_dots(factor, tensors, perms, backend=backend)
+    assert got.dtype == torch.float64
+    for k, moved in enumerate(perms):
+        products = factor.double() * permute(tensors[k].double(), moved)
+        bound = 1e-14 * (1 + products.abs().sum().item())
+        assert torch.allclose(got[k], products.sum(), rtol=0, atol=bound)
+        if products.numel() > 1:
+            assert not torch.allclose(got[k] + 3 * bound, products.sum(), rtol=0, atol=bound)
+
+
+def test_inner_products_refuse_what_does_not_fit():
+    with pytest.raises(errors.InputError, match="does not fit tensor 0"):
+        permuted_dots(torch.zeros(3), [torch.zeros(4)])
+    with pytest.raises(errors.InputError, match="permutation of axis 0 does not fit"):
+        permuted_dots(torch.zeros(3), [torch.zeros(3)], [[torch.arange(2)]])
 
 
 def test_out_that_overlaps_an_input_elsewhere(backend):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from symmetry.architectures import ARCHITECTURES
 from torch import nn
 
 import pyalign
 from pyalign.matching import layout
 from pyalign.matching.objective import Objective
-from pyalign.symmetry import ScaledPermutation, state_of
+from pyalign.symmetry import Kind, ScaledPermutation, state_of
 from pyalign.symmetry.actions import act
 
 
@@ -134,6 +135,20 @@ def test_cosines_agree_with_the_moved_tensors(objective):
             one, two = (torch.cat(side, 1) for side in zip(*rows, strict=True))
             want = torch.nn.functional.cosine_similarity(one, two).mean().item()
             assert objective.cosine(name) == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if "experts" not in name])
+def test_cosines_of_moved_units_in_every_architecture(name):
+    """Whatever tensors are like: units in blocks, on several axes, or in no tensor that is kept."""
+    architecture = ARCHITECTURES[name]
+    model = architecture.model()
+    spec = pyalign.derive(model, architecture.inputs())
+    generator = torch.Generator().manual_seed(0)
+    a = state_of(model)
+    b = {n: t + 0.1 * torch.randn(t.shape, generator=generator) if t.is_floating_point() else t for n, t in a.items()}
+    objective = Objective(spec, a, b, spec.random(3, Kind.PERMUTATION).reorderings)
+    for group in (g for g in spec.groups if objective.terms[g]):
+        assert objective.cosine(group) == pytest.approx(objective._moved_cosine(group), abs=1e-5)
 
 
 def plain_rows(objective, term):
