@@ -26,6 +26,20 @@ PYALIGN_INLINE void each_eight(const Cost* row, int32_t m, double sign, const Bo
     if (j < m) body(j, last_costs(row, j, m, sign));
 }
 
+// The same with body(j, k, costs as they are, signs that they are to be multiplied with), where k alternates between 0
+// and 1: what is gathered in two places does not wait for itself.
+template <typename Cost, typename Body>
+PYALIGN_INLINE void each_signed(const Cost* row, int32_t m, double sign, const Body& body) {
+    const Eight signs = all_eight(sign);
+    int32_t j = 0;
+    for (; j + 16 <= m; j += 16) {
+        body(j, 0, load_eight(row + j), signs);
+        body(j + 8, 1, load_eight(row + j + 8), signs);
+    }
+    if (j + 8 <= m) body(j, 0, load_eight(row + j), signs), j += 8;
+    if (j < m) body(j, 1, last_costs(row, j, m, sign), all_eight(1.0));
+}
+
 // The columns j, ..., j + 63 for which test(j, costs of eight columns) has set bits.
 template <typename Cost, typename Test>
 PYALIGN_INLINE Lanes64 block_where(const Cost* row, int32_t j, int32_t m, double sign, const Test& test) {
