@@ -1,7 +1,7 @@
 // Row scans of the assignment solver. Costs are widened to double in registers, never in memory.
 #include "linear_assignment/linear_assignment_kernels.h"
 
-#include "linear_assignment/eight.h"
+#include "linear_assignment/tracked_least.h"
 
 namespace pyalign {
 namespace PYALIGN_SIMD {
@@ -55,66 +55,61 @@ PYALIGN_INLINE Lanes64 block_where(const Cost* row, int32_t j, int32_t m, double
     return m - j < 64 ? bits & ((Lanes64{1} << (m - j)) - 1) : bits;
 }
 
-// The two smallest of a stream, lane by lane.
-struct Pair {
-    Eight first = all_eight(kInfinity), second = all_eight(kInfinity);
-
-    PYALIGN_METHOD void add(Eight key) {
-        second = lesser(greater(first, key), second);
-        first = lesser(key, first);
-    }
-
-    PYALIGN_METHOD Smallest result() const {
-        Smallest s{kInfinity, kInfinity, -1};
-        two_least_of(first, second, &s.first, &s.second);
-        return s;
-    }
-};
-
+// The two smallest keys of a row. The set loses lanes where a cost is NaN.
 template <typename Cost, typename KeyOf>
-PYALIGN_INLINE void find_first(const Cost* row, int32_t m, double sign, Smallest* s, const KeyOf& key_of) {
-    if (!(s->first < kInfinity)) return;
-    const Eight value = all_eight(s->first);
-    for (int32_t j = 0; j < m; j += 64) {
-        const auto here = block_where(row, j, m, sign, [&](int32_t k, Eight cost) PYALIGN_INLINED {
-            return lanes_equal(key_of(k, cost), value);
-        });
-        if (here) {
-            s->first_at = j + lowest(here);
-            return;
-        }
+PYALIGN_INLINE Smallest two_smallest(const Cost* row, int32_t m, double sign, Lanes8* usable, const KeyOf& key_of) {
+    TrackedPair pairs[2];
+    const Eight signs = all_eight(sign), step = all_eight(16.0);
+    Eight even = all_eight(0.0), odd = all_eight(8.0);
+    int32_t j = 0;
+    for (; j + 16 <= m; j += 16) {
+        const Eight a = load_eight(row + j), b = load_eight(row + j + 8);
+        *usable = lanes_ordered(*usable, a, b);
+        pairs[0].add(even, key_of(j, a, signs));
+        pairs[1].add(odd, key_of(j + 8, b, signs));
+        even = even + step, odd = odd + step;
     }
+    for (; j < m; j += 8, even = odd) {
+        const Eight cost = last_costs(row, j, m, sign);
+        *usable = lanes_ordered(*usable, cost, cost);
+        pairs[0].add(even, key_of(j, cost, all_eight(1.0)));
+    }
+    pairs[0].add(pairs[1]);
+    Smallest s;
+    pairs[0].result(&s);
+    return s;
 }
 
-template <typename Cost, typename KeyOf>
-PYALIGN_INLINE bool least_of_keys(const Cost* row, int32_t m, double sign, Smallest* s, const KeyOf& key_of) {
-    Pair pair;
-    const Eight low = all_eight(-kInfinity);
-    Lanes8 usable = 0xff;
-    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
-        usable &= lanes_less(low, cost);
-        pair.add(key_of(j, cost));
+template <typename Cost>
+Smallest smallest_of(const Cost* row, const double* v, int32_t m, double sign, Lanes8* usable) {
+    return two_smallest(row, m, sign, usable, [v](int32_t j, Eight cost, Eight signs) PYALIGN_INLINED {
+        return signed_minus(cost, signs, load_eight(v + j));
     });
-    *s = pair.result();
-    find_first(row, m, sign, s, key_of);
-    return usable == 0xff;
 }
 
 template <typename Cost>
 bool least(const Cost* row, const double* v, int32_t m, double sign, Smallest* s) {
-    if (!v) return least_of_keys(row, m, sign, s, [](int32_t, Eight cost) PYALIGN_INLINED { return cost; });
-    return least_of_keys(row, m, sign, s,
-                         [v](int32_t j, Eight cost) PYALIGN_INLINED { return cost - load_eight(v + j); });
+    Lanes8 usable = 0xff;
+    if (v) {
+        *s = smallest_of(row, v, m, sign, &usable);
+    } else if (sign > 0.0) {
+        *s = two_smallest(row, m, sign, &usable, [](int32_t, Eight cost, Eight) PYALIGN_INLINED { return cost; });
+    } else {
+        *s = two_smallest(row, m, sign, &usable,
+                          [](int32_t, Eight cost, Eight signs) PYALIGN_INLINED { return cost * signs; });
+    }
+    // Where v overflows a difference, the costs have to be looked at again.
+    if (!(s->first > -kInfinity)) {
+        const Eight low = all_eight(-kInfinity);
+        each_eight(row, m, sign, [&](int32_t, Eight cost) PYALIGN_INLINED { usable &= lanes_less(low, cost); });
+    }
+    return usable == 0xff;
 }
 
 template <typename Cost>
 Smallest smallest(const Cost* row, const double* v, int32_t m, double sign) {
-    const auto key_of = [v](int32_t j, Eight cost) PYALIGN_INLINED { return cost - load_eight(v + j); };
-    Pair pair;
-    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED { pair.add(key_of(j, cost)); });
-    Smallest s = pair.result();
-    find_first(row, m, sign, &s, key_of);
-    return s;
+    Lanes8 usable = 0xff;
+    return smallest_of(row, v, m, sign, &usable);
 }
 
 template <typename Cost>
@@ -153,15 +148,15 @@ struct Candidates {
 // The largest of eight minima over columns j mod 8: at least eight columns, on average 22, are not above it.
 template <typename Cost>
 PYALIGN_INLINE bool bound_of(const Cost* row, const double* v, int32_t m, double sign, double* bound) {
+    Eight minima[2] = {all_eight(kInfinity), all_eight(kInfinity)};
+    Lanes8 broken[2] = {};
     const Eight low = all_eight(-kInfinity);
-    Eight minima = all_eight(kInfinity);
-    Lanes8 usable = 0xff;
-    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
-        usable &= lanes_less(low, cost);
-        minima = lesser(cost - load_eight(v + j), minima);
+    each_signed(row, m, sign, [&](int32_t j, int k, Eight cost, Eight signs) PYALIGN_INLINED {
+        broken[k] |= lanes_less(low, cost * signs) ^ 0xffu;
+        minima[k] = lesser(signed_minus(cost, signs, load_eight(v + j)), minima[k]);
     });
-    *bound = greatest_of(minima);
-    return usable == 0xff;
+    *bound = greatest_of(lesser(minima[0], minima[1]));
+    return !(broken[0] | broken[1]);
 }
 
 template <typename Cost>
@@ -201,15 +196,15 @@ template <typename Cost>
 double relax(const Cost* row, const double* v, int32_t m, double sign, double h, int32_t i, double* distance,
              int32_t* from) {
     const Eight hs = all_eight(h);
-    Eight minima = all_eight(kInfinity);
-    each_eight(row, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
-        const Eight reach = (cost - load_eight(v + j)) - hs, old = load_eight(static_cast<const double*>(distance + j));
-        const Eight now = lesser(reach, old);
+    Eight minima[2] = {all_eight(kInfinity), all_eight(kInfinity)};
+    each_signed(row, m, sign, [&](int32_t j, int k, Eight cost, Eight signs) PYALIGN_INLINED {
+        const Eight reach = signed_minus(cost, signs, load_eight(v + j)) - hs;
+        const Eight old = load_eight(static_cast<const double*>(distance + j)), now = lesser(reach, old);
         store_eight(distance + j, now);
         set_lanes(from + j, lanes_less(reach, old), i);
-        minima = lesser(now, minima);
+        minima[k] = lesser(now, minima[k]);
     });
-    return least_of(minima);
+    return least_of(lesser(minima[0], minima[1]));
 }
 
 // Writes the values in the lanes of a set, with the columns of those lanes.
@@ -240,10 +235,11 @@ int32_t reach(const Cost* row, const double* v, int32_t m, double sign, double h
 
 template <typename Cost>
 double price(const Cost* row, const double* v, int32_t m, double sign) {
-    Eight minima = all_eight(kInfinity);
-    each_eight(row, m, sign,
-               [&](int32_t j, Eight cost) PYALIGN_INLINED { minima = lesser(cost - load_eight(v + j), minima); });
-    double u = least_of(minima);
+    Eight minima[2] = {all_eight(kInfinity), all_eight(kInfinity)};
+    each_signed(row, m, sign, [&](int32_t j, int k, Eight cost, Eight signs) PYALIGN_INLINED {
+        minima[k] = lesser(signed_minus(cost, signs, load_eight(v + j)), minima[k]);
+    });
+    double u = least_of(lesser(minima[0], minima[1]));
     // u + v may round up past the cost by one unit.
     for (bool feasible = false; !feasible; u = feasible ? u : below(u)) {
         Lanes8 broken = 0;
@@ -270,6 +266,22 @@ constexpr AssignmentKernels<Cost> kernels() {
     return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>,
             relax<Cost>, reach<Cost>,    price<Cost>, solve_small<Cost>};
 }
+
+// The two smallest of a stream, lane by lane.
+struct Pair {
+    Eight first = all_eight(kInfinity), second = all_eight(kInfinity);
+
+    PYALIGN_METHOD void add(Eight key) {
+        second = lesser(greater(first, key), second);
+        first = lesser(key, first);
+    }
+
+    PYALIGN_METHOD Smallest result() const {
+        Smallest s{kInfinity, kInfinity, -1};
+        two_least_of(first, second, &s.first, &s.second);
+        return s;
+    }
+};
 
 Smallest smallest_listed(const int32_t* columns, const double* costs, int32_t size, const double* v) {
     Eight keys[kMostCandidates / 8];

@@ -24,6 +24,19 @@ namespace pyalign {
 namespace PYALIGN_SIMD {
 namespace {
 
+// The first columns of all blocks of eight: a vector of one of them is a load, the sum of two would be work.
+struct Blocks {
+    double first[kSmallColumns / 8];
+    constexpr Blocks() : first() {
+        for (int k = 0; k < kSmallColumns / 8; ++k) first[k] = 8.0 * k;
+    }
+};
+constexpr Blocks kBlocks;
+
+PYALIGN_INLINE Eight block_at(int32_t j) {
+    return all_eight(kBlocks.first[j / 8]);
+}
+
 template <typename Cost>
 class SmallSolver {
   public:
@@ -130,13 +143,13 @@ class SmallSolver {
         for (; j + 16 <= m_; j += 16) {
             const Eight a = cost_at(j), b = cost_at(j + 8);
             usable = lanes_ordered(usable, a, b);
-            tracked.add(j, a);
-            tracked.add(j + 8, b);
+            tracked.add(block_at(j), a);
+            tracked.add(block_at(j + 8), b);
         }
         for (; j < m_; j += 8) {
             const Eight a = j + 8 <= m_ ? cost_at(j) : last_costs(costs, j, m_, p_.sign);
             usable = lanes_ordered(usable, a, a);
-            tracked.add(j, a);
+            tracked.add(block_at(j), a);
         }
         tracked.result(s);
         return usable == 0xff && s->first > -kInfinity;
@@ -222,7 +235,7 @@ class SmallSolver {
         TrackedPair pairs[2];
         const double* v = p_.v;
         each_signed(row(i), m_, p_.sign, [&](int32_t j, int k, Eight cost, Eight signs) PYALIGN_INLINED {
-            pairs[k].add(j, signed_minus(cost, signs, load_eight(v + j)));
+            pairs[k].add(block_at(j), signed_minus(cost, signs, load_eight(v + j)));
         });
         pairs[0].add(pairs[1]);
         Smallest s;

@@ -1,20 +1,14 @@
 // The smallest of a stream of columns, eight at a time, and which column it is. Included by the kernels file.
 #pragma once
 
+#include "linear_assignment/eight.h"
+
 namespace pyalign {
 namespace PYALIGN_SIMD {
 namespace {
 
-// The first columns of all blocks of eight: a vector of one of them is a load, the sum of two would be work.
-struct Blocks {
-    double first[kSmallColumns / 8];
-    constexpr Blocks() : first() {
-        for (int k = 0; k < kSmallColumns / 8; ++k) first[k] = 8.0 * k;
-    }
-};
-constexpr Blocks kBlocks;
-
-// The lowest column of the lanes that hold this value, which one does; `at` are the blocks the lanes came from.
+// The lowest column of the lanes that hold this value, which one does; `at` are the first columns of the
+// blocks that the lanes came from.
 PYALIGN_INLINE int32_t column_of_least(Eight least, Eight at, double value) {
     double blocks[8];
     store_eight(blocks, at);
@@ -31,8 +25,8 @@ PYALIGN_INLINE int32_t column_of_least(Eight least, Eight at, double value) {
 struct TrackedLeast {
     Eight least = all_eight(kInfinity), at = all_eight(0.0);
 
-    PYALIGN_METHOD void add(int32_t j, Eight key) {
-        at = choose_less(key, least, all_eight(kBlocks.first[j / 8]), at);
+    PYALIGN_METHOD void add(Eight block, Eight key) {
+        at = choose_less(key, least, block, at);
         least = lesser(key, least);
     }
 
@@ -53,8 +47,8 @@ struct TrackedPair {
         first = lesser(first, other.first);
     }
 
-    PYALIGN_METHOD void add(int32_t j, Eight key) {
-        at = choose_less(key, first, all_eight(kBlocks.first[j / 8]), at);
+    PYALIGN_METHOD void add(Eight block, Eight key) {
+        at = choose_less(key, first, block, at);
         second = lesser(greater(first, key), second);
         first = lesser(key, first);
     }
