@@ -40,18 +40,20 @@ PYALIGN_INLINE void each_signed(const Cost* row, int32_t m, double sign, const B
     if (j < m) body(j, 1, last_costs(row, j, m, sign), all_eight(1.0));
 }
 
-// The columns j, ..., j + 63 for which test(j, costs of eight columns) has set bits.
+// The columns j, ..., j + 63 for which test(j, costs of eight columns, signs to multiply them with) has set bits.
 template <typename Cost, typename Test>
 PYALIGN_INLINE Lanes64 block_where(const Cost* row, int32_t j, int32_t m, double sign, const Test& test) {
     const Eight signs = all_eight(sign);
     Lanes64 bits = 0;
     if (j + 64 <= m) {
-        for (int k = 0; k < 64; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k) * signs)) << k;
+        for (int k = 0; k < 64; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k), signs)) << k;
         return bits;
     }
     int32_t k = 0;
-    for (; j + k + 8 <= m; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k) * signs)) << k;
-    if (j + k < m) bits |= static_cast<Lanes64>(test(j + k, last_costs(row, j + k, m, sign))) << k;
+    for (; j + k + 8 <= m; k += 8) bits |= static_cast<Lanes64>(test(j + k, load_eight(row + j + k), signs)) << k;
+    if (j + k < m) {
+        bits |= static_cast<Lanes64>(test(j + k, last_costs(row, j + k, m, sign), all_eight(1.0))) << k;
+    }
     return m - j < 64 ? bits & ((Lanes64{1} << (m - j)) - 1) : bits;
 }
 
@@ -87,6 +89,15 @@ Smallest smallest_of(const Cost* row, const double* v, int32_t m, double sign, L
     });
 }
 
+// For rows where cost - v is -inf: whether that is so because v overflows the difference.
+template <typename Cost>
+bool usable_costs(const Cost* row, int32_t m, double sign) {
+    const Eight low = all_eight(-kInfinity);
+    Lanes8 usable = 0xff;
+    each_eight(row, m, sign, [&](int32_t, Eight cost) PYALIGN_INLINED { usable &= lanes_less(low, cost); });
+    return usable == 0xff;
+}
+
 template <typename Cost>
 bool least(const Cost* row, const double* v, int32_t m, double sign, Smallest* s) {
     Lanes8 usable = 0xff;
@@ -98,12 +109,7 @@ bool least(const Cost* row, const double* v, int32_t m, double sign, Smallest* s
         *s = two_smallest(row, m, sign, &usable,
                           [](int32_t, Eight cost, Eight signs) PYALIGN_INLINED { return cost * signs; });
     }
-    // Where v overflows a difference, the costs have to be looked at again.
-    if (!(s->first > -kInfinity)) {
-        const Eight low = all_eight(-kInfinity);
-        each_eight(row, m, sign, [&](int32_t, Eight cost) PYALIGN_INLINED { usable &= lanes_less(low, cost); });
-    }
-    return usable == 0xff;
+    return usable == 0xff && (s->first > -kInfinity || usable_costs(row, m, sign));
 }
 
 template <typename Cost>
@@ -117,8 +123,8 @@ int32_t tight(const Cost* row, const double* v, int32_t m, double sign, double v
     const Eight values = all_eight(value);
     int32_t size = 0;
     for (int32_t j = 0; j < m; j += 64) {
-        Lanes64 here = block_where(row, j, m, sign, [&](int32_t k, Eight cost) PYALIGN_INLINED {
-            return lanes_equal(cost - load_eight(v + k), values);
+        Lanes64 here = block_where(row, j, m, sign, [&](int32_t k, Eight cost, Eight signs) PYALIGN_INLINED {
+            return lanes_equal(signed_minus(cost, signs, load_eight(v + k)), values);
         });
         for (; here; here &= here - 1) columns[size++] = j + lowest(here);
     }
@@ -150,13 +156,13 @@ template <typename Cost>
 PYALIGN_INLINE bool bound_of(const Cost* row, const double* v, int32_t m, double sign, double* bound) {
     Eight minima[2] = {all_eight(kInfinity), all_eight(kInfinity)};
     Lanes8 broken[2] = {};
-    const Eight low = all_eight(-kInfinity);
     each_signed(row, m, sign, [&](int32_t j, int k, Eight cost, Eight signs) PYALIGN_INLINED {
-        broken[k] |= lanes_less(low, cost * signs) ^ 0xffu;
+        broken[k] |= lanes_ordered(0xff, cost, cost) ^ 0xffu;
         minima[k] = lesser(signed_minus(cost, signs, load_eight(v + j)), minima[k]);
     });
-    *bound = greatest_of(lesser(minima[0], minima[1]));
-    return !(broken[0] | broken[1]);
+    const Eight all = lesser(minima[0], minima[1]);
+    *bound = greatest_of(all);
+    return !(broken[0] | broken[1]) && (least_of(all) > -kInfinity || usable_costs(row, m, sign));
 }
 
 template <typename Cost>
@@ -170,8 +176,8 @@ int32_t choose_candidates(const Cost* row, const double* v, int32_t m, double si
     int32_t block = static_cast<int32_t>((seed * 2654435761u >> 8) % static_cast<uint32_t>(blocks));
     for (int32_t k = 0; k < blocks; ++k, block = block + 1 == blocks ? 0 : block + 1) {
         const Eight bounds = all_eight(cut || !(bound < kInfinity) ? bound : -below(-bound));
-        Lanes64 here = block_where(row, 64 * block, m, sign, [&](int32_t j, Eight cost) PYALIGN_INLINED {
-            return lanes_less(cost - load_eight(v + j), bounds);
+        Lanes64 here = block_where(row, 64 * block, m, sign, [&](int32_t j, Eight cost, Eight signs) PYALIGN_INLINED {
+            return lanes_less(signed_minus(cost, signs, load_eight(v + j)), bounds);
         });
         for (; here; here &= here - 1) {
             const int32_t j = 64 * block + lowest(here);

@@ -51,12 +51,16 @@ class RowScans {
     void v_is_zero(bool zero) { version_ = zero ? 0 : 1; }
 
     // The cheapest columns of all rows: u, root, and in reach the second cheapest. False where a cost is NaN or -inf.
-    bool open() {
+    // `wanted` are columns that rows would keep, null for none.
+    bool open(const int32_t* wanted) {
         if (!listed || n == 0) return each_row(0, n, [this](int32_t i) { return whole_row(i); });
-        // Where many rows want the same columns, candidates will be needed: they are chosen in the same pass.
+        // Where many rows want the same columns, or lose what they had, candidates will be needed: they are chosen in
+        // the same pass.
         const int32_t few = std::max(n / 8, 1);
         if (!each_row(0, few, [this](int32_t i) { return two_of_row(i); })) return false;
-        const bool crowded = 32 * repeated(few) > few;
+        int32_t lost = 0;
+        for (int32_t i = 0; wanted && i < few; ++i) lost += work.root[i] != wanted[i];
+        const bool crowded = 32 * repeated(few) > few || 16 * lost > few;
         return each_row(few, n, [=, this](int32_t i) { return crowded ? several_of_row(i) : two_of_row(i); });
     }
 

@@ -44,6 +44,10 @@ class SmallSolver {
 
     SmallOutcome solve(const int32_t* wanted) {
         if (!open(wanted)) return SmallOutcome::not_finite;
+        if (wanted && kWorthKeeping * kept_ < n_) {  // as in solver.h
+            for (int32_t j = 0; j < (m_ + 7) / 8 * 8; ++j) p_.v[j] = 0.0;
+            return solve(nullptr);
+        }
         for (int32_t i = 0; i < n_; ++i) {
             if (p_.root[i] < 0) return SmallOutcome::infeasible;
         }
@@ -78,7 +82,8 @@ class SmallSolver {
   private:
     static constexpr int kWords = kSmallColumns / 64;
     static constexpr int64_t kReductions = 1;  // per row, on average
-    static constexpr int32_t kWaits = -2;      // for column_of
+    static constexpr int32_t kWorthKeeping = 8;
+    static constexpr int32_t kWaits = -2;  // for column_of
 
     const Cost* row(int32_t i) const { return p_.data + i * p_.stride; }
     double at(int32_t i, int32_t j) const { return p_.sign * static_cast<double>(row(i)[j]); }
@@ -93,6 +98,7 @@ class SmallSolver {
     // that costs the same everywhere, as a dead unit does, waits until all others have a column.
     bool open(const int32_t* wanted) {
         cold_ = wanted == nullptr;
+        free_ = kept_ = 0;
         bounded_ = !cold_ || (n_ < m_ && 4 * n_ > 3 * m_);
         for (int32_t w = 0; 64 * w < m_; ++w) {
             columns_[w] = spare_[w] = m_ - 64 * w < 64 ? (Lanes64{1} << (m_ - 64 * w)) - 1 : ~Lanes64{0};
@@ -107,6 +113,7 @@ class SmallSolver {
             }
             const int32_t j = cold_ ? -1 : wanted[i];
             const bool kept = j >= 0 && unassigned(j) && at(i, j) - p_.v[j] == p_.u[i];
+            kept_ += kept;
             seat(i, kept ? j : p_.root[i]);
         }
         if (n_ == m_ && cold_) bounded_ = constant_ > 0 && (16 * constant_ >= n_ || 8 * free_ < n_);
@@ -283,9 +290,10 @@ class SmallSolver {
         const Eight values = all_eight(value);
         const double* v = p_.v;
         for (int32_t j = 0; j < m_; j += 64) {
-            const Lanes64 here = block_where(costs, j, m_, p_.sign, [&](int32_t k, Eight cost) PYALIGN_INLINED {
-                return lanes_equal(cost - load_eight(v + k), values);
-            });
+            const Lanes64 here =
+                block_where(costs, j, m_, p_.sign, [&](int32_t k, Eight cost, Eight signs) PYALIGN_INLINED {
+                    return lanes_equal(signed_minus(cost, signs, load_eight(v + k)), values);
+                });
             if (here & spare_[j / 64]) return j + lowest(here & spare_[j / 64]);
         }
         return -1;
@@ -438,6 +446,7 @@ class SmallSolver {
 
     const SmallProblem<Cost>& p_;
     const int32_t n_, m_;
+    int32_t kept_ = 0;                 // earlier pairs that are still tight
     int32_t free_ = 0, constant_ = 0;  // rows without a column, from the front and from the back of the list
     bool cold_ = true, bounded_ = false;
     // All columns, those without a row, those that the path search has not done, those it does next.
