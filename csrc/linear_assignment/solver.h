@@ -45,9 +45,12 @@ class Solver {
             for (int32_t i = 0; i < n_; ++i) work_.u[i] = rows_.cost.at(i, work_.column_of[i]);
             return gap;  // every row has its cheapest column
         }
+        rows_.each_row(0, n_, [this](int32_t i) {
+            work_.u[i] = rows_.price(i);
+            return true;
+        });
         for (int32_t i = 0; i < n_; ++i) {
             const int32_t j = work_.column_of[i];
-            work_.u[i] = rows_.price(i);
             gap += (rows_.cost.at(i, j) - work_.v[j]) - work_.u[i];
         }
         return gap;

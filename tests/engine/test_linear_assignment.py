@@ -273,6 +273,28 @@ def test_warm_start_with_nonsense_for_as_many_columns_as_rows(n):
             check_assignment(cost, linear_assignment(cost, start=start))
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (38, 40), (200, 200), (300, 300), (560, 600)])
+def test_a_start_that_is_of_no_use_changes_nothing(shape):
+    """Few rows can keep what the answer to another problem gave them: the search is the one without a start."""
+    generator = torch.Generator().manual_seed(8)
+    cost, other = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    with_start, cold = linear_assignment(cost, start=linear_assignment(other)), linear_assignment(cost)
+    assert torch.equal(with_start.perm, cold.perm) and torch.equal(with_start.col_duals, cold.col_duals)
+    kept = linear_assignment(cost, start=cold)
+    assert torch.equal(kept.perm, cold.perm) and torch.equal(kept.col_duals, cold.col_duals)
+
+
+@pytest.mark.parametrize("dead", [1, 3, 30])
+@pytest.mark.parametrize("shape", [(70, 70), (65, 70), (70, 65), (200, 200), (300, 300)])
+def test_units_that_cost_the_same_everywhere(shape, dead, backend):
+    generator = torch.Generator().manual_seed(dead)
+    for planted in (0.0, 5.0):
+        cost = torch.rand(shape, generator=generator, dtype=torch.float64) - planted * torch.eye(*shape)
+        cost[torch.randperm(shape[0], generator=generator)[:dead]] = 0.25
+        cost[:, torch.randperm(shape[1], generator=generator)[:dead]] = 0.0
+        check_assignment(cost, linear_assignment(cost, backend=backend))
+
+
 def test_warm_start_of_a_list(backend):
     costs = [torch.rand(4, 4), torch.rand(6, 3)]
     answer = linear_assignment(costs, start=linear_assignment(costs, backend=backend), backend=backend)
