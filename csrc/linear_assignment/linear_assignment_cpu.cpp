@@ -4,7 +4,7 @@
 // - It starts from v = 0, not from a column reduction: where every row's cheapest column is another one, as with layers
 //   that can be aligned, one pass over the matrix is the whole solution and its certificate. On correlations and
 //   weights of trained networks a column reduction first made the later phases two to five times as long.
-// - Row reductions are continued for 16 steps per row on average (2 where rows are short) instead of two rounds: with
+// - Row reductions are continued for 16 steps per row on average instead of two rounds: with
 //   the candidates of row_scans.h a step touches about three cache lines, and far fewer rows are left for the paths.
 // - Rows with many equally cheap columns are matched by a search through tight pairs before any dual is changed.
 //
@@ -107,7 +107,7 @@ class Problem {
             }
             return solve_small(nullptr);
         }
-        work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
+        work_.prepare(cost_.n, cost_.m, true);
         // With many columns to spare a cold start is hardly more than one pass over the costs.
         if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
             const AssignmentOutcome outcome = run(&start);

@@ -59,7 +59,7 @@ class Solver {
   private:
     static constexpr double kInfinity = std::numeric_limits<double>::infinity();
     static constexpr int kReleaseRounds = 4, kWorthKeeping = 8;
-    static constexpr int64_t kListedReductions = 16, kScannedReductions = 2;  // per row, on average
+    static constexpr int64_t kReductions = 16;  // per row, on average
 
     void clear() {
         std::fill_n(work_.row_of, m_, -1);
@@ -131,7 +131,7 @@ class Solver {
     // second cheapest costs the same; the row that lost the column goes next. Rows can take columns from each other in
     // very small steps, so the steps are counted.
     void reduce_rows() {
-        int64_t budget = (rows_.listed ? kListedReductions : kScannedReductions) * n_;
+        int64_t budget = kReductions * n_;
         int32_t left = 0;
         for (int32_t k = 0; k < free_; ++k) {
             int32_t i = work_.free[k];
