@@ -174,9 +174,17 @@ AssignmentFailure solve_small(const AssignmentBatch& batch, bool maximize) {
     return linear_assignment_cpu(&batch, 1, maximize, 1, never);
 }
 
+// Whether torch has still to negate what lies in memory, of which DLPack does not tell.
+bool negation_pending(py::handle tensor) {
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    const auto answer = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+    if (!answer) PyErr_Clear();
+    return answer.ptr() != Py_False;
+}
+
 py::object assign_small(py::handle cost, bool maximize, py::handle start) {
     const std::optional<Glance> seen = glance_at(cost.ptr());
-    if (!seen || std::find(kCosts.begin(), kCosts.end(), seen->dtype) == kCosts.end()) return py::none();
+    if (!seen || negation_pending(cost) || std::find(kCosts.begin(), kCosts.end(), seen->dtype) == kCosts.end()) return py::none();
     AssignmentBatch batch{};
     batch.cost = seen->data, batch.dtype = seen->dtype;
     batch.b = 1, batch.n = seen->shape[0], batch.m = seen->shape[1];

@@ -61,6 +61,20 @@ PYALIGN_INLINE Eight operator*(Eight a, Eight b) {
     return a;
 }
 
+// a * signs - b, where signs are 1 or -1: the product is exact, so that it makes no difference whether it is fused.
+PYALIGN_INLINE Eight signed_minus(Eight a, Eight signs, Eight b) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    a.part[0] = (VectorD)_mm512_fmsub_pd((__m512d)a.part[0], (__m512d)signs.part[0], (__m512d)b.part[0]);
+#elif defined(PYALIGN_HAS_AVX)
+    for (int p = 0; p < kParts; ++p) {
+        a.part[p] = (VectorD)_mm256_fmsub_pd((__m256d)a.part[p], (__m256d)signs.part[p], (__m256d)b.part[p]);
+    }
+#else
+    for (int p = 0; p < kParts; ++p) a.part[p] = a.part[p] * signs.part[p] - b.part[p];
+#endif
+    return a;
+}
+
 // b where neither is smaller, as the instruction does.
 PYALIGN_INLINE VectorD lesser(VectorD a, VectorD b) {
 #if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
@@ -132,6 +146,24 @@ PYALIGN_INLINE Lanes8 lanes_equal(Eight a, Eight b) {
 #endif
 }
 
+// The lanes of the set where neither is NaN.
+PYALIGN_INLINE Lanes8 lanes_ordered(Lanes8 among, Eight a, Eight b) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    return _mm512_mask_cmp_pd_mask(static_cast<__mmask8>(among), (__m512d)a.part[0], (__m512d)b.part[0], _CMP_ORD_Q);
+#else
+    return among & lanes_equal(a, a) & lanes_equal(b, b);
+#endif
+}
+
+// The lanes of the set where a is less than b.
+PYALIGN_INLINE Lanes8 lanes_less(Lanes8 among, Eight a, Eight b) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    return _mm512_mask_cmp_pd_mask(static_cast<__mmask8>(among), (__m512d)a.part[0], (__m512d)b.part[0], _CMP_LT_OQ);
+#else
+    return among & lanes_less(a, b);
+#endif
+}
+
 // Lane by lane `then` where a is less than b, `otherwise` elsewhere.
 PYALIGN_INLINE Eight choose_less(Eight a, Eight b, Eight then, Eight otherwise) {
 #if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
@@ -159,6 +191,17 @@ PYALIGN_INLINE Eight pick(Lanes8 where, Eight then, Eight otherwise) {
         otherwise.part[p] = choose(load_index(lanes), then.part[p], otherwise.part[p]);
     }
     return otherwise;
+#endif
+}
+
+// Lane by lane the lesser of both in the lanes of the set, `otherwise` elsewhere.
+PYALIGN_INLINE Eight lesser_among(Lanes8 where, Eight a, Eight otherwise) {
+#if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
+    const __m512d old = (__m512d)otherwise.part[0];
+    otherwise.part[0] = (VectorD)_mm512_mask_min_pd(old, static_cast<__mmask8>(where), (__m512d)a.part[0], old);
+    return otherwise;
+#else
+    return lesser(pick(where, a, all_eight(kInfinity)), otherwise);
 #endif
 }
 
@@ -237,9 +280,7 @@ PYALIGN_INLINE int lowest(Lanes64 bits) {
 // to[k] = value for every lane k of the set.
 PYALIGN_INLINE void set_lanes(int32_t* to, Lanes8 where, int32_t value) {
 #if defined(__AVX512F__) && defined(PYALIGN_HAS_AVX)
-    const __m256i old = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(to));
-    const __m256i now = _mm256_mask_set1_epi32(old, static_cast<__mmask8>(where), value);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), now);
+    _mm256_mask_storeu_epi32(to, static_cast<__mmask8>(where), _mm256_set1_epi32(value));
 #else
     for (; where; where &= where - 1) to[lowest(where)] = value;
 #endif

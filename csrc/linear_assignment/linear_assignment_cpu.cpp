@@ -4,14 +4,18 @@
 // - It starts from v = 0, not from a column reduction: where every row's cheapest column is another one, as with layers
 //   that can be aligned, one pass over the matrix is the whole solution and its certificate. On correlations and
 //   weights of trained networks a column reduction first made the later phases two to five times as long.
-// - Row reductions are continued for 16 steps per row on average (2 where rows are short) instead of two rounds: with
+// - Row reductions are continued for 16 steps per row on average instead of two rounds: with
 //   the candidates of row_scans.h a step touches about three cache lines, and far fewer rows are left for the paths.
 // - Rows with many equally cheap columns are matched by a search through tight pairs before any dual is changed.
 //
-// Problems of up to 256 columns (512 where there are fewer rows) stay in the cache and go to small_solver.h.
+// Problems of up to 512 columns stay in the cache and go to small_solver.h.
 //
 // A warm start reads the matrix once with the earlier v, keeps the earlier pairs that are still tight, and goes on as a
-// cold one does. Lowering v as label-correcting shortest paths do, until the earlier pairs were tight again, was tried:
+// cold one does; where fewer than one in eight is still tight, it is given up for a cold one, which duals of another
+// problem would have made up to 17 times as long. How much it saves depends on how large the change is beside the
+// differences between the cheapest costs of a row: after a change by 1 % of the spread, half of the answer to uniform
+// costs is another one at n = 512, and the earlier v a worse bound than column minima; to normal costs, a twentieth.
+// Lowering v as label-correcting shortest paths do, until the earlier pairs were tight again, was tried:
 // it was slower than this everywhere and often slower than a cold start. Where all of v was zero there is nothing to
 // keep: a cold start is one read then, which no start can be faster than.
 //
@@ -96,14 +100,14 @@ class Problem {
         : cost_(cost), kernels_(kernels), table_(table), work_(work), threads_(threads), interrupt_(interrupt) {}
 
     AssignmentOutcome solve(const Start& start) {
-        if (cost_.m <= (cost_.n < cost_.m ? kSmallColumns : kSmallSquare)) {
+        if (cost_.m <= kSmallColumns) {
             if (!start.duals.empty() && cost_.n == cost_.m) {
                 const AssignmentOutcome outcome = solve_small(&start);
                 if (outcome != AssignmentOutcome::solved || plausible()) return outcome;
             }
             return solve_small(nullptr);
         }
-        work_.prepare(cost_.n, cost_.m, RowScans<Cost>::candidates_pay(cost_.m));
+        work_.prepare(cost_.n, cost_.m, true);
         // With many columns to spare a cold start is hardly more than one pass over the costs.
         if (!start.duals.empty() && 4 * int64_t{cost_.n} > 3 * int64_t{cost_.m}) {
             const AssignmentOutcome outcome = run(&start);
@@ -115,9 +119,6 @@ class Problem {
     double gap = 0.0, objective = 0.0;
 
   private:
-    static constexpr int32_t kSmallSquare = 256;  // beyond it candidates win on the correlations of real layers
-    static_assert(kSmallSquare <= kSmallColumns);
-
     AssignmentOutcome solve_small(const Start* start) {
         work_.prepare(cost_.n, cost_.m, false);
         std::fill_n(work_.v, (cost_.m + 7) / 8 * 8, 0.0);

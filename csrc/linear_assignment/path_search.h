@@ -12,8 +12,7 @@ namespace pyalign {
 template <typename Cost>
 class PathSearch {
   public:
-    explicit PathSearch(RowScans<Cost>& rows)
-        : rows_(rows), work_(rows.work), whole_rows_(!rows.listed || rows.m <= kWholeRows) {
+    explicit PathSearch(RowScans<Cost>& rows) : rows_(rows), work_(rows.work), whole_rows_(rows.m <= kWholeRows) {
         std::fill_n(work_.distance, (rows.m + 7) / 8 * 8, kInfinity);
     }
 

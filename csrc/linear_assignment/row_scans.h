@@ -35,7 +35,6 @@ class RowScans {
         : cost(cost),
           n(cost.n),
           m(cost.m),
-          listed(candidates_pay(cost.m)),
           kernels(kernels),
           table(table),
           work(work),
@@ -43,20 +42,22 @@ class RowScans {
           interrupt(interrupt),
           threads_(static_cast<int64_t>(n) * m < kShare ? 1 : threads) {}
 
-    static bool candidates_pay(int32_t m) { return m > kScanAll; }
-
     // To be called whenever v has fallen.
     void v_fell() { ++version_; }
     bool v_is_zero() const { return version_ == 0; }
     void v_is_zero(bool zero) { version_ = zero ? 0 : 1; }
 
     // The cheapest columns of all rows: u, root, and in reach the second cheapest. False where a cost is NaN or -inf.
-    bool open() {
-        if (!listed || n == 0) return each_row(0, n, [this](int32_t i) { return whole_row(i); });
-        // Where many rows want the same columns, candidates will be needed: they are chosen in the same pass.
+    // `wanted` are columns that rows would keep, null for none.
+    bool open(const int32_t* wanted) {
+        if (n == 0) return true;
+        // Where many rows want the same columns, or lose what they had, candidates will be needed: they are chosen in
+        // the same pass.
         const int32_t few = std::max(n / 8, 1);
         if (!each_row(0, few, [this](int32_t i) { return two_of_row(i); })) return false;
-        const bool crowded = 32 * repeated(few) > few;
+        int32_t lost = 0;
+        for (int32_t i = 0; wanted && i < few; ++i) lost += work.root[i] != wanted[i];
+        const bool crowded = 32 * repeated(few) > few || 16 * lost > few;
         return each_row(few, n, [=, this](int32_t i) { return crowded ? several_of_row(i) : two_of_row(i); });
     }
 
@@ -71,7 +72,6 @@ class RowScans {
 
     // The two smallest of cost - v. Where candidates show only one, `second` is a lower bound of it.
     Smallest cheapest(int32_t i) {
-        if (!listed) return kernels.smallest(cost.row(i), work.v, m, cost.sign);
         Smallest s = of_candidates(i);
         if (s.second <= lists.floor[i]) return s;
         if (lists.version[i] != version_) {
@@ -84,7 +84,7 @@ class RowScans {
 
     // Writes columns with cost - v equal to the smallest (all of the row, or all candidates) and gives their number.
     int32_t tight(int32_t i, double value, int32_t* columns) {
-        if (!listed || lists.size[i] == 1) return kernels.tight(cost.row(i), work.v, m, cost.sign, value, columns);
+        if (lists.size[i] == 1) return kernels.tight(cost.row(i), work.v, m, cost.sign, value, columns);
         const int32_t* from = columns_of(i);
         const double* costs = costs_of(i);
         int32_t count = 0;
@@ -96,11 +96,9 @@ class RowScans {
 
     // The largest u with u + v <= cost everywhere.
     double price(int32_t i) {
-        if (listed) {
-            const double u = table.price_listed(columns_of(i), costs_of(i), lists.size[i], work.v);
-            // Where cost - v, rounded, is above u, it is so before rounding; without v nothing is rounded.
-            if (u < lists.floor[i] || (u == lists.floor[i] && lists.version[i] == 0)) return u;
-        }
+        const double u = table.price_listed(columns_of(i), costs_of(i), lists.size[i], work.v);
+        // Where cost - v, rounded, is above u, it is so before rounding; without v nothing is rounded.
+        if (u < lists.floor[i] || (u == lists.floor[i] && lists.version[i] == 0)) return u;
         return kernels.price(cost.row(i), work.v, m, cost.sign);
     }
 
@@ -140,7 +138,6 @@ class RowScans {
 
     const CostMatrix<Cost>& cost;
     const int32_t n, m;
-    const bool listed;
     const AssignmentKernels<Cost>& kernels;
     const AssignmentTable& table;
     Workspace& work;
@@ -148,7 +145,6 @@ class RowScans {
     Interrupt& interrupt;
 
   private:
-    static constexpr int32_t kScanAll = 160;             // a row this short is scanned faster than looked up
     static constexpr int64_t kShare = int64_t{1} << 18;  // entries from which threads share one problem
     static constexpr int64_t kPart = int64_t{1} << 15;   // entries that a thread takes at a time
 

@@ -17,20 +17,25 @@ class Solver {
     AssignmentOutcome solve_cold() {
         clear();
         rows_.v_is_zero(true);
-        if (!rows_.open()) return AssignmentOutcome::not_finite;
+        if (!rows_.open(nullptr)) return AssignmentOutcome::not_finite;
         for (int32_t i = 0; i < n_; ++i) seat(i, -1);
         return improve();
     }
 
-    // Column duals and columns of rows from an earlier answer; both are only hints.
+    // Column duals and columns of rows from an earlier answer; both are only hints, and given up where few rows have
+    // kept their cheapest columns: they then lead further astray than no duals at all.
     AssignmentOutcome solve_warm(const double* duals, const int32_t* columns) {
         clear();
         rows_.v_is_zero(false);
         std::copy_n(duals, m_, work_.v);
         if (n_ < m_) release_columns(columns);
-        if (!rows_.open()) return AssignmentOutcome::not_finite;
-        for (int32_t i = 0; i < n_; ++i) seat(i, columns[i]);
-        return improve();
+        if (!rows_.open(columns)) return AssignmentOutcome::not_finite;
+        int32_t kept = 0;
+        for (int32_t i = 0; i < n_; ++i) {
+            seat(i, columns[i]);
+            kept += columns[i] >= 0 && work_.column_of[i] == columns[i];
+        }
+        return kWorthKeeping * kept < n_ ? solve_cold() : improve();
     }
 
     // Sets u to the largest feasible row duals for v and gives the gap, a sum of non-negative slacks.
@@ -40,9 +45,12 @@ class Solver {
             for (int32_t i = 0; i < n_; ++i) work_.u[i] = rows_.cost.at(i, work_.column_of[i]);
             return gap;  // every row has its cheapest column
         }
+        rows_.each_row(0, n_, [this](int32_t i) {
+            work_.u[i] = rows_.price(i);
+            return true;
+        });
         for (int32_t i = 0; i < n_; ++i) {
             const int32_t j = work_.column_of[i];
-            work_.u[i] = rows_.price(i);
             gap += (rows_.cost.at(i, j) - work_.v[j]) - work_.u[i];
         }
         return gap;
@@ -50,8 +58,8 @@ class Solver {
 
   private:
     static constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    static constexpr int kReleaseRounds = 4;
-    static constexpr int64_t kListedReductions = 16, kScannedReductions = 2;  // per row, on average
+    static constexpr int kReleaseRounds = 4, kWorthKeeping = 8;
+    static constexpr int64_t kReductions = 16;  // per row, on average
 
     void clear() {
         std::fill_n(work_.row_of, m_, -1);
@@ -123,7 +131,7 @@ class Solver {
     // second cheapest costs the same; the row that lost the column goes next. Rows can take columns from each other in
     // very small steps, so the steps are counted.
     void reduce_rows() {
-        int64_t budget = (rows_.listed ? kListedReductions : kScannedReductions) * n_;
+        int64_t budget = kReductions * n_;
         int32_t left = 0;
         for (int32_t k = 0; k < free_; ++k) {
             int32_t i = work_.free[k];

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from pyalign import errors
 from pyalign.engine import cpu, cuda, cuda_assignment, triton
@@ -206,18 +207,14 @@ def plain(tensors: Sequence[Tensor]) -> bool:
 
 def plain_cost(tensor: object, backend: str) -> bool:
     """Whether this is an ordinary tensor for the "cpu" linear assignment, which then looks at all the rest itself."""
-    return (
-        type(tensor) is Tensor
-        and not torch.compiler.is_compiling()
-        and backend in _PLAIN_BACKENDS
-        and not tensor.requires_grad
-        and not tensor.is_neg()
-    )
+    return type(tensor) is Tensor and backend in _PLAIN_BACKENDS and not is_compiling()
 
 
 def matrix_of_costs(tensor: Tensor) -> bool:
     """Whether an ordinary tensor is a matrix that the "cpu" linear assignment takes as it is."""
-    return tensor.is_cpu and tensor.ndim == 2 and tensor.dtype in _PLAIN_COSTS and tensor.layout is torch.strided
+    if tensor.ndim != 2 or tensor.requires_grad or tensor.layout is not torch.strided:
+        return False
+    return tensor.is_cpu and tensor.dtype in _PLAIN_COSTS
 
 
 def _refusal(operation: str, backend: str, tensors: Sequence[Tensor]) -> errors.BackendError:

@@ -17,6 +17,7 @@ from pyalign.engine import cpu, dispatch
 __all__ = ["Assignment", "linear_assignment", "linear_sum_assignment"]
 
 Several = tuple[Tensor, ...]
+_new = object.__new__  # what is looked up costs more than a small problem's share of it
 
 
 @dataclass(frozen=True)
@@ -159,11 +160,9 @@ def _one_matrix(cost: Tensor, maximize: bool, start: Assignment | None) -> Assig
         if not dispatch.matrix_of_costs(cost):
             return None
         numbers = cpu.assign_matrix(cost, maximize, earlier)
-    answer = object.__new__(Assignment)
+    answer = _new(Assignment)
     fields = answer.__dict__
-    fields["_answer"] = numbers
-    fields["maximize"] = maximize
-    fields["backend"] = "cpu"
+    fields["_answer"], fields["maximize"], fields["backend"] = numbers, maximize, "cpu"
     return answer
 
 

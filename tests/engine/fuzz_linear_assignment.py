@@ -41,10 +41,19 @@ def forbidden(rng, n, m):
     return cost
 
 
+def dead_units(rng, n, m):
+    """Correlations or costs at random, where some rows and columns cost the same everywhere."""
+    cost = correlation(rng, n, m) if rng.random() < 0.5 else normal(rng, n, m)
+    cost[rng.random(n) < rng.choice([0.02, 0.2, 0.6])] = rng.integers(0, 2)
+    cost[:, rng.random(m) < rng.choice([0.02, 0.2, 0.6])] = 0.0
+    return cost
+
+
 FLOATS = {
     "uniform": lambda rng, n, m: rng.random((n, m)),
     "normal": normal,
     "correlation": correlation,
+    "dead units": dead_units,
     "low rank": lambda rng, n, m: normal(rng, n, 2) @ normal(rng, 2, m),
     "distances": lambda rng, n, m: np.abs(normal(rng, n, 1) - normal(rng, 1, m)),
     "i * j": lambda rng, n, m: np.outer(np.arange(n), np.arange(m)).astype(float),

@@ -98,7 +98,7 @@ def test_planted(size, backend):
 @pytest.mark.parametrize("family", ["uniform", "correlation", "ties"])
 def test_larger(family):
     rng = np.random.default_rng(5)
-    for n, m in ((300, 300), (200, 333)):
+    for n, m in ((300, 300), (200, 333), (520, 520)):
         cost = torch.from_numpy(FAMILIES[family](rng, n, m)).float()
         check_assignment(cost, linear_assignment(cost, backend="cpu"))
 
@@ -106,9 +106,9 @@ def test_larger(family):
 @pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_wide_enough_for_candidates(family, maximize):
-    """Rows of more than 160 columns are known by their candidates; beyond 640, paths go through them too."""
+    """Rows of more than 512 columns are known by their candidates; beyond 640, paths go through them too."""
     rng = np.random.default_rng(7)
-    for n, m in ((170, 170), (210, 700), (700, 180)):
+    for n, m in ((170, 170), (210, 700), (700, 180), (530, 540)):
         cost = torch.from_numpy(FAMILIES[family](rng, n, m))
         check_assignment(cost, linear_assignment(cost, maximize, backend="cpu"), maximize)
 
@@ -125,7 +125,7 @@ def test_paths_through_candidates_with_near_ties():
 def test_forbidden_pairs_among_candidates():
     rng = np.random.default_rng(8)
     for share in (0.5, 0.9, 0.97):
-        cost = np.where(rng.random((300, 300)) < share, np.inf, rng.random((300, 300)))
+        cost = np.where(rng.random((530, 530)) < share, np.inf, rng.random((530, 530)))
         np.fill_diagonal(cost, 2.0)
         check_assignment(torch.from_numpy(cost), linear_assignment(torch.from_numpy(cost), backend="cpu"))
 
@@ -262,7 +262,7 @@ def test_warm_start_with_nonsense_is_still_optimal():
         check_assignment(cost, linear_assignment(cost, start=start, backend="cpu"))
 
 
-@pytest.mark.parametrize("n", [30, 200])
+@pytest.mark.parametrize("n", [30, 200, 600])
 def test_warm_start_with_nonsense_for_as_many_columns_as_rows(n):
     """Duals so large that nothing of the costs is left beside them are noticed."""
     cost = torch.rand(n, n, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
@@ -271,6 +271,28 @@ def test_warm_start_with_nonsense_for_as_many_columns_as_rows(n):
         for perm in (good.perm * 0, good.perm.flip(0)):
             start = dataclasses.replace(good, col_duals=torch.full((n,), junk, dtype=torch.float64), perm=perm)
             check_assignment(cost, linear_assignment(cost, start=start))
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (38, 40), (200, 200), (600, 600), (560, 600)])
+def test_a_start_that_is_of_no_use_changes_nothing(shape):
+    """Few rows can keep what the answer to another problem gave them: the search is the one without a start."""
+    generator = torch.Generator().manual_seed(8)
+    cost, other = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    with_start, cold = linear_assignment(cost, start=linear_assignment(other)), linear_assignment(cost)
+    assert torch.equal(with_start.perm, cold.perm) and torch.equal(with_start.col_duals, cold.col_duals)
+    kept = linear_assignment(cost, start=cold)
+    assert torch.equal(kept.perm, cold.perm) and torch.equal(kept.col_duals, cold.col_duals)
+
+
+@pytest.mark.parametrize("dead", [1, 3, 30])
+@pytest.mark.parametrize("shape", [(70, 70), (65, 70), (70, 65), (200, 200), (600, 600)])
+def test_units_that_cost_the_same_everywhere(shape, dead, backend):
+    generator = torch.Generator().manual_seed(dead)
+    for planted in (0.0, 5.0):
+        cost = torch.rand(shape, generator=generator, dtype=torch.float64) - planted * torch.eye(*shape)
+        cost[torch.randperm(shape[0], generator=generator)[:dead]] = 0.25
+        cost[:, torch.randperm(shape[1], generator=generator)[:dead]] = 0.0
+        check_assignment(cost, linear_assignment(cost, backend=backend))
 
 
 def test_warm_start_of_a_list(backend):
