@@ -30,10 +30,12 @@ from pyalign.symmetry.tracing.solve import Units, solve_units
 from pyalign.symmetry.tracing.ties import Ties
 from pyalign.symmetry.tracing.tracer import Escapes, Trace, source_label
 
-__all__ = ["derive", "solved", "untouched"]
+__all__ = ["UNUSED", "derive", "solved", "untouched"]
 
 logger = logging.getLogger("pyalign")
 _EXTRA_TRACES = 4
+UNUSED = "never used in the computation"
+"""Why axes stay of which the computation showed nothing."""
 
 
 def derive(
@@ -125,7 +127,7 @@ def _traced(
     dead = {*unreached, *(name for name, b in model.named_buffers() if id(b) not in used)}
     for axis in ties.axes:
         if axis.tensor in dead:
-            ties.pin(np.arange(axis.start, axis.start + axis.size), "never used in the computation")
+            ties.pin(np.arange(axis.start, axis.start + axis.size), UNUSED)
     notes += _unknown(traces)
     return ties, traces, aliases, notes
 
