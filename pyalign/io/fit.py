@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyalign.errors import MismatchError
+from pyalign.io.naming import entries_of, naming
+from pyalign.io.reader import StateReader
 from pyalign.io.states import load_state
 
 __all__ = ["differences", "load_into"]
@@ -44,7 +46,8 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor] | str | os.PathLike[
     """Load a state into `model`, in place; every tensor must fit, else nothing is changed.
 
     A name that is missing is no error where the model ties it to a name that is present. A prefix that a wrapper put
-    before every name (`module.`, `_orig_mod.`, `model.`) is taken off where the names fit then.
+    before every name (`module.`, `_orig_mod.`, `model.`) is taken off where the names fit then, and names and parts in
+    files of transformers (`pyalign.io.naming`) become those of its module.
 
     Args:
         model: The module to load into.
@@ -60,7 +63,7 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor] | str | os.PathLike[
     tensors = state if isinstance(state, Mapping) else load_state(state)
     own: dict[str, Any] = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    tensors = _without_prefix(tensors, expected)
+    tensors = _in_names_of(model, _without_prefix(tensors, expected), expected)
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
     present = {_place(own[name]) for name in given if name in own}
     required = {name: shape for name, shape in expected.items() if name in given or _place(own[name]) not in present}
@@ -73,6 +76,15 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor] | str | os.PathLike[
             do="build the model with the settings it was trained with, or choose its own checkpoint",
         )
     model.load_state_dict({name: tensors[name] for name in given}, strict=False)
+
+
+def _in_names_of(model: nn.Module, state: Mapping[str, Tensor], expected: Shapes) -> Mapping[str, Tensor]:
+    """A state of a file under the names of the module, where they are others."""
+    tensors = {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    if set(tensors) <= set(expected):
+        return state
+    names = naming(model, entries_of(tensors))
+    return state if names.plain else names.held(StateReader(entries_of(tensors), tensors.__getitem__)).load()
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:

@@ -6,16 +6,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from pyalign._atomic import writing
-from pyalign.errors import InputError, MismatchError
+from pyalign.errors import InputError, MismatchError, PyalignError
 from pyalign.io.fit import differences
+from pyalign.io.huggingface import bare_model
 from pyalign.io.layout import TORCH_SUFFIXES, folder_reader
+from pyalign.io.naming import entries_of, naming
 from pyalign.io.reader import StateReader
 from pyalign.io.states import untie, write_safetensors
 from pyalign.symmetry.calls import state_of
@@ -33,6 +35,7 @@ def save_folder(
     max_shard_bytes: int = 5_000_000_000,
     overwrite: bool = False,
     texts: Mapping[str, str] | None = None,
+    further: Collection[str] = (),
 ) -> None:
     """Write a Hugging Face folder: `model.safetensors`, or shards of at most `max_shard_bytes` and an index.
 
@@ -43,10 +46,11 @@ def save_folder(
         state: name -> tensor, or a module.
         folder: The folder to write.
         like: The folder this model came from; everything but its weights is copied (config.json, tokenizer, ...), and
-            names and shapes must be those of its weights.
+            names and shapes must be those of its weights, or those of the module that transformers makes of them.
         max_shard_bytes: Upper limit of a shard, in bytes; a larger tensor has a shard of its own.
         overwrite: Replace `folder` as a whole where it already holds a model.
         texts: Further files by name; those of `like` that they replace are kept as `source.` + name.
+        further: Names of tensors that `like` need not have (an output matrix that was untied).
 
     Raises:
         InputError: `folder` is not empty and `overwrite` is not given, or it holds no model that could be replaced.
@@ -69,10 +73,12 @@ def save_folder(
             do="leave it at its default of 5 GB",
         )
     tensors = state_of(state) if isinstance(state, nn.Module) else state
+    if source is not None:
+        tensors = _in_names_of(source, tensors, state if isinstance(state, nn.Module) else None)
     unique, tied = (tensors, dict(tensors.tied)) if isinstance(tensors, StateReader) else untie(tensors)
     names = [name for name in unique if name not in tied]
     if source is not None:
-        names, tied = _as_in(source, tensors, names, tied)
+        names, tied = _as_in(source, tensors, names, tied, further)
     sizes = {name: _nbytes(tensors, name) for name in names}
     with _replacing_folder(target, overwrite) as temporary:
         if source is not None:
@@ -88,8 +94,27 @@ def _nbytes(state: Mapping[str, Tensor], name: str) -> int:
     return state.entry(name).nbytes if isinstance(state, StateReader) else state[name].nbytes
 
 
+def _in_names_of(source: Path, state: Mapping[str, Tensor], model: nn.Module | None) -> Mapping[str, Tensor]:
+    """A state under the names of a folder's weights, where it has those of the module that is made of them."""
+    with folder_reader(source) as reader:
+        entries = dict(reader.entries)
+    if set(entries) <= set(state) or not (source / "config.json").is_file():
+        return state
+    try:
+        names = naming(bare_model(source) if model is None else model, entries)
+    except PyalignError:  # of another architecture: the names are compared next
+        return state
+    if names.plain or not all(name in state for part in names.parts for name in part.held):
+        return state
+    held = {name for part in names.parts for name in part.held}
+    tied = state.tied if isinstance(state, StateReader) else untie(state)[1]
+    kept = [name for name in state if name in held or tied.get(name) not in held]
+    known = {name: entry for name, entry in entries_of(state).items() if name in kept}
+    return names.stored(StateReader(known, state.__getitem__))
+
+
 def _as_in(
-    source: Path, state: Mapping[str, Tensor], names: list[str], tied: dict[str, str]
+    source: Path, state: Mapping[str, Tensor], names: list[str], tied: dict[str, str], more: Collection[str]
 ) -> tuple[list[str], dict[str, str]]:
     """Keep each tied tensor under the name under which the source keeps it; refuse a state that does not fit it."""
     with folder_reader(source) as reader:
@@ -104,6 +129,7 @@ def _as_in(
         stored = [name for name in group if name in expected] or group[:1]
         kept += stored
         further |= {name: stored[0] for name in group if name not in stored}
+    expected |= {name: shapes[name] for name in kept if name in more and name not in expected}
     found = differences({name: shapes[name] for name in kept}, expected)
     if found:
         raise MismatchError(

@@ -10,13 +10,13 @@ from torch import nn
 
 from pyalign.symmetry import Alignment
 
-__all__ = ["card_of"]
+__all__ = ["card_of", "folded_card_of"]
 
 _PACKAGES = ("pyalign-nn", "torch", "transformers", "safetensors")
 
 
 def card_of(alignment: Alignment, name_a: str, name_b: str, model: nn.Module) -> str:
-    """A README.md in the form that model hubs read.
+    """A README.md in the form that model hubs read, of the checkpoint that was moved.
 
     Args:
         alignment: What was applied.
@@ -24,6 +24,29 @@ def card_of(alignment: Alignment, name_a: str, name_b: str, model: nn.Module) ->
         name_b: The folder that was moved.
         model: Of the architecture.
     """
+    return _card(
+        alignment,
+        f"{name_b} in the coordinates of {name_a}",
+        f"The weights of `{name_b}` ({type(model).__name__}), transformed by a symmetry of the architecture so that",
+        f"its units correspond to those of `{name_a}`{' with folded scales' if alignment.spec.constants else ''}. The",
+        f"function is that of `{name_b}`, up to the rounding of its dtype; nothing was trained and nothing averaged.",
+        licence=f"This is a derivative of `{name_b}`, found by comparison with `{name_a}`: look at both licences",
+    )
+
+
+def folded_card_of(alignment: Alignment, name_a: str, name_b: str, model: nn.Module) -> str:
+    """The same of the checkpoint that stayed and whose scales were folded."""
+    return _card(
+        alignment,
+        f"{name_a} with folded scales",
+        f"The weights of `{name_a}` ({type(model).__name__}), the scales of its norms moved into the weights that read",
+        f"them. The function is that of `{name_a}`, up to the rounding of its dtype. `{name_b}` was brought into these",
+        "coordinates: its aligned weights are to be averaged with these, not with those of the original.",
+        licence=f"This is a derivative of `{name_a}`: look at its licence",
+    )
+
+
+def _card(alignment: Alignment, title: str, *text: str, licence: str) -> str:
     classes = Counter((str(g.kind), g.size) for g in alignment.spec.groups.values())
     rows = [f"| {count} | {kind} | {size} |" for (kind, size), count in classes.items()]
     fixed = Counter(f.reason for f in alignment.spec.fixed)
@@ -34,11 +57,9 @@ def card_of(alignment: Alignment, name_a: str, name_b: str, model: nn.Module) ->
         "- pyalign",
         "---",
         "",
-        f"# {name_b} in the coordinates of {name_a}",
+        f"# {title}",
         "",
-        f"The weights of `{name_b}` ({type(model).__name__}), transformed by a symmetry of the architecture so that",
-        f"its units correspond to those of `{name_a}`. The function is that of `{name_b}`, up to the rounding of its",
-        "dtype; nothing was trained and nothing was averaged.",
+        *text,
         "",
         "| | |",
         "|---|---|",
@@ -61,7 +82,7 @@ def card_of(alignment: Alignment, name_a: str, name_b: str, model: nn.Module) ->
         "",
         "## Licence",
         "",
-        f"This is a derivative of `{name_b}`, found by comparison with `{name_a}`: look at the licences of both, and",
+        f"{licence}, and",
         "state the licence here before you publish it.",
         "",
     ]

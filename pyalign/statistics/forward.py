@@ -12,6 +12,7 @@ from torch import nn
 from pyalign.errors import DataError, NonFiniteError, PyalignError
 from pyalign.statistics.batches import describe, plain
 from pyalign.symmetry.calls import call, tensors_of
+from pyalign.symmetry.wide import WideForms
 
 __all__ = ["evaluating", "first_nonfinite", "nonfinite_error", "respond"]
 
@@ -35,7 +36,8 @@ def respond(model: nn.Module, inputs: Any, index: int) -> Any:
         tensor([1.])
     """
     try:
-        return call(model, inputs)
+        with WideForms():
+            return call(model, inputs)
     except (PyalignError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as failure:

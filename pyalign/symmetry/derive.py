@@ -28,12 +28,14 @@ from pyalign.symmetry.tracing.labels import Label
 from pyalign.symmetry.tracing.mixing import Mixing
 from pyalign.symmetry.tracing.solve import Units, solve_units
 from pyalign.symmetry.tracing.ties import Ties
-from pyalign.symmetry.tracing.tracer import Escapes, Trace, source_label
+from pyalign.symmetry.tracing.tracer import Escapes, Sight, Trace, source_label
 
-__all__ = ["derive", "solved", "untouched"]
+__all__ = ["UNUSED", "derive", "solved", "traced_spec", "untouched"]
 
 logger = logging.getLogger("pyalign")
 _EXTRA_TRACES = 4
+UNUSED = "never used in the computation"
+"""Why axes stay of which the computation showed nothing."""
 
 
 def derive(
@@ -45,7 +47,7 @@ def derive(
     summed over, elementwise operators tie units that meet, unknown operators hold them in place. Units that play the
     same part form a group. Experts of a mixture change places with their rows of the router, and each has units of its
     own, where random elements leave the outputs of float64 copies of the model unchanged (`pyalign.symmetry.experts`);
-    without weights (on the meta device) they stay.
+    without weights (on the meta device) those of a small model of the same architecture.
 
     The model runs once in evaluation mode (and once in training mode when some parameters are only
     used there) and is left exactly as it was: weights, buffers, modes, hooks, random state.
@@ -79,13 +81,21 @@ def derive(
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in model.parameters()):
         raise InputError("the model has lazy parameters without a shape", do="run it once before deriving")
-    ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, tuple(constants))
+    spec, ties, sights = traced_spec(model, example_inputs, within, tuple(constants))
+    spec = ordered_experts(spec, model, example_inputs, ties, sights)
+    held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(spec.shapes[n])))
+    spec = replace(spec, fixed=(*spec.fixed, *held))
+    return spec if within is Kind.SCALED else spec.within(within)
+
+
+def traced_spec(
+    model: nn.Module, example_inputs: Any, within: Kind, constants: tuple[str, ...]
+) -> tuple[SymmetrySpec, Ties, list[Sight]]:
+    """What `derive` finds before it looks at experts: the spec, what the trace collected, possible sites."""
+    ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, constants)
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
     spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
-    spec = ordered_experts(spec, model, example_inputs, ties, traces[0].sights)
-    held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(shapes[n])))
-    spec = replace(spec, constants=tuple(constants), fixed=(*spec.fixed, *held))
-    return spec if within is Kind.SCALED else spec.within(within)
+    return replace(spec, constants=constants), ties, traces[0].sights
 
 
 def solved(model: nn.Module, example_inputs: Any) -> tuple[Ties, Units]:
@@ -125,7 +135,7 @@ def _traced(
     dead = {*unreached, *(name for name, b in model.named_buffers() if id(b) not in used)}
     for axis in ties.axes:
         if axis.tensor in dead:
-            ties.pin(np.arange(axis.start, axis.start + axis.size), "never used in the computation")
+            ties.pin(np.arange(axis.start, axis.start + axis.size), UNUSED)
     notes += _unknown(traces)
     return ties, traces, aliases, notes
 

@@ -4,6 +4,7 @@ Which expert a token is sent to depends on its values: loops over experts, sorte
 leave no operator in which expert e could be seen to belong to row e of the router. So names and shapes propose what
 would have to move, and the computation decides: a random element of the proposed groups must leave the outputs as they
 are, in float64, on several drawings of the weights near the model's own, until every expert has had a part in them.
+Where the weights are absent a small model of the same architecture is judged (`pyalign.symmetry.miniature`).
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyalign.errors import PyalignError
 from pyalign.symmetry.calls import call, state_of, tensors_of
-from pyalign.symmetry.derive import untouched
+from pyalign.symmetry.derive import traced_spec, untouched
 from pyalign.symmetry.elements import following, random_element
 from pyalign.symmetry.expert_groups import with_experts
 from pyalign.symmetry.expert_layers import ExpertLayer, expert_layers
 from pyalign.symmetry.groups import FixedAxis, Site
 from pyalign.symmetry.kinds import Kind
+from pyalign.symmetry.miniature import miniature
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.absent import is_absent
 from pyalign.symmetry.tracing.ties import Ties
 from pyalign.symmetry.tracing.tracer import Sight
 from pyalign.symmetry.transforms import Transform
-from pyalign.symmetry.verify import _Probe
+from pyalign.symmetry.verify import _Probe, largest
 from pyalign.symmetry.wide import WideForms
 
 __all__ = ["ordered_experts"]
@@ -40,6 +44,7 @@ _BLUNT = 1e-4
 _UNSEEN = "expert"
 
 Proposal = tuple[SymmetrySpec, tuple[str, ...]]
+Judgement = tuple[list[tuple[list[int], int]], dict[int, str]]
 
 
 def ordered_experts(
@@ -57,34 +62,77 @@ def ordered_experts(
         ties: What the trace collected.
         sights: Values that may serve as observation sites.
     """
-    layers = expert_layers(spec)
-    if not layers or any(t.device.type == "meta" for t in state_of(model).values()):
+    layers, buffers = expert_layers(spec), {name for name, _ in model.named_buffers()}
+    if not any(_proposed(spec, [layer], buffers, parts)[1] for layer in layers for parts in _divisors([layer])):
+        return spec
+    judged = _judge(spec, model, inputs, layers, ties)
+    if judged is None:
         return _held(spec, layers, "experts stay: without weights their order cannot be checked")
-    court = _Court(model, inputs)
-    pending, claimed = list(layers), set[tuple[str, int]]()
+    accepted, why = judged
+    claimed = set[tuple[str, int]]()
+    for numbers, parts in accepted:
+        spec = _proposed(spec, [layers[n] for n in numbers], buffers, parts)[0]
+        claimed |= {axis for n in numbers for axis in layers[n].axes}
+    for number, layer in enumerate(layers):
+        if claimed.isdisjoint(layer.axes) and not layer.shared:
+            spec = _held(spec, [layer], f"experts stay: {why.get(number, 'they differ')}")
+    return _seen(spec, ties, sights)
+
+
+def _judge(
+    spec: SymmetrySpec, model: nn.Module, inputs: Any, layers: Sequence[ExpertLayer], ties: Ties
+) -> Judgement | None:
+    """Which layers' experts may move; for a model without weights on a small one in its place."""
+    if not any(is_absent(t) for t in state_of(model).values()):
+        return _judged(spec, layers, _Court(model, inputs), ties)
+    names, keys = list(state_of(model)), [_key(layer) for layer in layers]
+    found = miniature(model, inputs, lambda small: list(state_of(small)) == names)
+    if found is None:
+        return None
+    small, batch = found
+    try:
+        plain, known, _ = traced_spec(small, batch, Kind.SCALED, spec.constants)
+        place = {_key(layer): layer for layer in expert_layers(plain)}
+        if any(key not in place for key in keys):
+            return None
+        return _judged(plain, [place[key] for key in keys], _Court(small, batch), known)
+    except PyalignError:
+        return None
+
+
+def _key(layer: ExpertLayer) -> tuple[Any, ...]:
+    return (layer.scope, layer.count, tuple(layer.stacks.items()), layer.axes, layer.shared)
+
+
+def _judged(spec: SymmetrySpec, layers: Sequence[ExpertLayer], court: _Court, ties: Ties) -> Judgement:
+    """Lots of layers (by number) whose experts may move together, in how many parts; and why others may not."""
+    pending, claimed = list(range(len(layers))), set[tuple[str, int]]()
+    accepted: list[tuple[list[int], int]] = []
     why: dict[int, str] = {}
-    split = {id(x): _parts(x, ties) for x in layers}
+    split = [_parts(x, ties) for x in layers]
     for parts in _divisors(layers):
         for together in (True, False):
-            lots = [pending] if together else [[layer] for layer in pending]
-            for lot in lots:
-                free = [x for x in lot if claimed.isdisjoint(x.axes) and x.count % parts == 0 and x.count > parts]
-                free = [x for x in free if split[id(x)] in (0, parts) and not why.get(id(x), "").startswith(_UNSEEN)]
-                proposal = _proposed(spec, free, court.buffers, parts)
-                reason = court.verdict(proposal[0], proposal[1], free) if proposal[1] else "nothing to move"
-                why.update({id(x): reason for x in free})
+            for lot in [pending] if together else [[n] for n in pending]:
+                free = [n for n in lot if _fits(layers[n], parts, split[n]) and claimed.isdisjoint(layers[n].axes)]
+                free = [n for n in free if not why.get(n, "").startswith(_UNSEEN)]
+                chosen = [layers[n] for n in free]
+                proposal = _proposed(spec, chosen, court.buffers, parts)
+                reason = court.verdict(proposal[0], proposal[1], chosen) if proposal[1] else "nothing to move"
+                why.update(dict.fromkeys(free, reason))
                 if not reason:
                     spec = proposal[0]
-                    claimed |= {axis for x in free for axis in x.axes}
-                    pending = [x for x in pending if not any(x is y for y in free)]
+                    accepted.append((free, parts))
+                    claimed |= {axis for x in chosen for axis in x.axes}
+                    pending = [n for n in pending if n not in free]
             if len(pending) < 2:
                 break
         if not pending:
             break
-    for layer in pending:
-        if claimed.isdisjoint(layer.axes) and not layer.shared:
-            spec = _held(spec, [layer], f"experts stay: {why.get(id(layer), 'they differ')}")
-    return _seen(spec, ties, sights)
+    return accepted, why
+
+
+def _fits(layer: ExpertLayer, parts: int, split: int) -> bool:
+    return layer.count % parts == 0 and layer.count > parts and split in (0, parts)
 
 
 def _divisors(layers: Sequence[ExpertLayer]) -> list[int]:
@@ -159,7 +207,7 @@ class _Court:
                 size = float(state[name].double().square().mean().sqrt())
                 probe.noise.onto(state[name], 0.5 * seed * size)
         probe.base = probe._outputs()
-        probe.scale = max((float(t.abs().max()) for t in probe.base if t.numel()), default=0.0) or 1.0
+        probe.scale = largest(probe.base)
         return probe
 
 

@@ -15,20 +15,15 @@ A scale that is stored as its difference from one (Gemma) is set to zero.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyalign.symmetry.calls import state_of
 from pyalign.symmetry.copies import copy_of
-from pyalign.symmetry.derive import solved
-from pyalign.symmetry.tracing.hashing import IntArray
-from pyalign.symmetry.tracing.scales import Scales
-from pyalign.symmetry.tracing.ties import ParameterAxis
+from pyalign.symmetry.foldable import multiplied, plan_fold
 
 __all__ = ["Folding", "fold"]
 
@@ -68,9 +63,10 @@ class Folding:
             for name, stored in self.scales.items():
                 scale = stored.double() + self.offsets[name]
                 for tensor, axis in self.readers[name]:
-                    _multiply(state[tensor], axis, 1 / scale)
+                    state[tensor].copy_(multiplied(state[tensor].double(), axis, 1 / scale))
                 if name in self.shifts:
-                    _multiply(state[self.shifts[name]], 0, scale)
+                    shift = state[self.shifts[name]]
+                    shift.copy_(multiplied(shift.double(), 0, scale))
                 state[name].copy_(stored)
         return model
 
@@ -101,118 +97,18 @@ def fold(model: nn.Module, example_inputs: Any) -> Folding:
         >>> folded.constants, torch.allclose(folded.model(x), model(x))
         (('1.weight',), True)
     """
-    found, left = _foldable(model, example_inputs)
-    copied = copy_of(model)
-    untied: tuple[str, ...] = ()
-    tied = _tied(copied)
-    if left and tied:
-        _untie(copied, tied)
-        more, rest = _foldable(copied, example_inputs)
-        if len(more) > len(found):
-            found, left, untied = more, rest, tuple(tied)
-        else:
-            copied = copy_of(model)
-    state, scales = state_of(copied), {}
+    parted, plan = plan_fold(model, example_inputs, [state_of(model)])
+    copied = copy_of(parted)
+    state, before = state_of(copied), state_of(model)
     with torch.no_grad():
-        for name, one in found.items():
-            scales[name] = state[name].detach().clone()
-            factor = scales[name].double() + one.offset
-            for tensor, axis in one.readers:
-                _multiply(state[tensor], axis, factor)
-            if one.shift:
-                _multiply(state[one.shift], 0, 1 / factor)
-            state[name].fill_(1 - one.offset)
+        for name in plan.touched:
+            state[name].copy_(plan.folded(name, before))
     return Folding(
         copied,
-        scales,
-        {n: one.readers for n, one in found.items()},
-        {n: one.shift for n, one in found.items() if one.shift},
-        {n: one.offset for n, one in found.items()},
-        untied,
-        tuple(f"{name} stays: {why}" for name, why in left.items()),
+        {name: before[name].detach().clone() for name in plan.scales},
+        {n: one.readers for n, one in plan.scales.items()},
+        {n: one.shift for n, one in plan.scales.items() if one.shift},
+        {n: one.offset for n, one in plan.scales.items()},
+        plan.untied,
+        plan.notes,
     )
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A scale that can be folded: who reads it, the bias added after it, what is added to the stored value."""
-
-    readers: tuple[tuple[str, int], ...]
-    shift: str = ""
-    offset: float = 0.0
-
-
-def _foldable(model: nn.Module, inputs: Any) -> tuple[dict[str, _Found], dict[str, str]]:
-    """The scales that can be folded, and why others cannot."""
-    ties, units = solved(model, inputs)
-    scales, state = Scales(ties, units), state_of(model)
-    shifts = {int(a.reshape(-1)[0]): int(b.reshape(-1)[0]) for a, b in ties.shifts}
-    at: dict[int, set[int]] = defaultdict(set)
-    for number, axis in enumerate(ties.axes):
-        for node in np.unique(scales.node[axis.start : axis.start + axis.size]).tolist():
-            at[node].add(number)
-    found: dict[str, _Found] = {}
-    left: dict[str, str] = {}
-    for axis in ties.axes:
-        if axis.buffer or axis.blocks > 1 or len(state[axis.tensor].shape) != 1:
-            continue
-        atoms, offset = ties.offsets.get(axis.start, (np.arange(axis.start, axis.start + axis.size), 0.0))
-        if int(atoms[0]) not in ties.factors:
-            continue
-        produced, consumed = ({n for a in nodes for n in at[int(a)]} for nodes in _nodes(scales, atoms))
-        others = {n for n in produced - consumed if ties.axes[n] is not axis}
-        shift = next((ties.axes[n] for n in others if shifts.get(axis.start) == ties.axes[n].start), None)
-        if any(ties.axes[n] is not shift for n in others):
-            if axis.start in shifts:
-                left[axis.tensor] = "what it scales is added to other values"
-            continue  # a bias, or the scale of a norm of something else
-        readers = [ties.axes[n] for n in sorted(consumed)]
-        why = _obstacle(scales, atoms, readers, state[axis.tensor] + offset)
-        if why:
-            left[axis.tensor] = why
-        elif readers:
-            bound = tuple((r.tensor, r.axis) for r in readers)
-            found[axis.tensor] = _Found(bound, "" if shift is None else shift.tensor, offset)
-    return found, left
-
-
-def _nodes(scales: Scales, atoms: IntArray) -> tuple[IntArray, IntArray]:
-    """The factors of atoms, and their inverses."""
-    return scales.node[atoms], scales.node[atoms + scales.count]
-
-
-def _obstacle(scales: Scales, atoms: IntArray, readers: list[ParameterAxis], value: Tensor) -> str:
-    own, inverse = _nodes(scales, atoms)
-    if not bool((value != 0).all()):
-        return "an entry is zero"
-    if (own == inverse).any() or not scales.scales[own].all():
-        return next(filter(None, map(scales.reason, own.tolist())), "it is read by what it is written to")
-    if bool((value < 0).any()) and not scales.signs[own].all():
-        return "it has negative entries, which its readers cannot take"
-    for reader in readers:
-        here = scales.node[reader.start : reader.start + reader.size]
-        if len(here) != len(inverse) or (here != inverse).any():
-            return f"{reader.tensor} reads it in another order"
-    return ""
-
-
-def _multiply(tensor: Tensor, axis: int, factors: Tensor) -> None:
-    shape = [1] * tensor.dim()
-    shape[axis] = -1
-    tensor.copy_(tensor.double() * factors.reshape(shape))
-
-
-def _tied(model: nn.Module) -> list[str]:
-    """Names that share a parameter with an earlier one."""
-    first: dict[int, str] = {}
-    return [n for n, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), n) != n]
-
-
-def _untie(model: nn.Module, names: list[str]) -> None:
-    for name in names:
-        place, _, last = name.rpartition(".")
-        owner = model.get_submodule(place)
-        setattr(owner, last, nn.Parameter(getattr(owner, last).detach().clone()))
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False

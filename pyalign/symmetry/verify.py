@@ -67,6 +67,13 @@ def verify(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) 
     spec.check_model(model)
     elements = spec.random(seed).transforms
     probe = _Probe(model, inputs, seed, spec.constants)
+    if not probe.comparable:
+        raise SymmetryError(
+            "nothing can be proven: some of the model's outputs are no numbers near its weights",
+            given="NaN among the outputs, in float64 and in the model's own dtype",
+            expected="outputs that can be compared",
+            do="verify with other inputs, or with weights of a trained model",
+        )
     error = probe.error_once(spec, elements)
     if error <= probe.least:
         return Verification(error, probe.least, len(elements))
@@ -165,7 +172,10 @@ class _Probe:
         self.constants = constants
         try:
             self._prepare(copy_of(model).double(), inputs, seed, torch.float64)
+            known = self.comparable  # a number made for float32 (a mask of its least value) may be none in float64
         except (RuntimeError, TypeError, ValueError):  # an operator without a float64 form
+            known = False
+        if not known:
             self._prepare(copy_of(model), inputs, seed, None)
 
     def _prepare(self, model: nn.Module, inputs: Any, seed: int, dtype: torch.dtype | None) -> None:
@@ -178,7 +188,12 @@ class _Probe:
                 noisy.add(tensor.data_ptr())
                 self._disturb(name, tensor)
         self.base = self._outputs()
-        self.scale = max((float(t.abs().max()) for t in self.base if t.numel()), default=0.0) or 1.0
+        self.scale = largest(self.base)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether no output is NaN, and some are finite."""
+        return not any(bool(t.isnan().any()) for t in self.base) and self.scale < float("inf")
 
     @cached_property
     def state(self) -> dict[str, Tensor]:
@@ -213,7 +228,8 @@ class _Probe:
 
     def _difference(self, outputs: list[Tensor]) -> float:
         """Largest difference to the untransformed outputs, over their size; infinite for NaN."""
-        gaps = [float((x - y).abs().max()) for x, y in zip(outputs, self.base, strict=True) if x.numel()]
+        pairs = [(x, y) for x, y in zip(outputs, self.base, strict=True) if x.numel()]
+        gaps = [float(torch.where(x == y, 0.0, (x - y).abs()).max()) for x, y in pairs]  # infinities may be equal
         worst = max(gaps, default=0.0) / self.scale
         return worst if worst == worst else float("inf")
 
@@ -240,6 +256,14 @@ class _Probe:
             return
         size = float(tensor.norm()) / tensor.numel() ** 0.5
         self.noise.onto(tensor, 0.2 * (size if size > 1e-3 else 0.05))
+
+
+def largest(outputs: list[Tensor]) -> float:
+    """The size of the outputs, infinite ones (masked scores) aside; infinite where none is finite."""
+    finite = [t[t.isfinite()] for t in outputs if t.numel()]
+    if finite and not any(t.numel() for t in finite):
+        return float("inf")
+    return max((float(t.abs().max()) for t in finite if t.numel()), default=0.0) or 1.0
 
 
 def _blame(spec: SymmetrySpec, probe: _Probe, elements: Mapping[str, Transform], tolerance: float) -> str:

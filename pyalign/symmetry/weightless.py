@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["weightless"]
+
+
+_LARGE = 1 << 26
+"""Entries of a tensor without numbers of its own that is never allocated."""
+
+
+class _Unallocated(TorchFunctionMode):
+    """Large tensors that are made empty or random are weights: they never take memory, not even until registered."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.rand, torch.randn) and kwargs.get("device") is None:
+            shape = kwargs.get("size", args[0] if args and isinstance(args[0], (tuple, list)) else args)
+            if math.prod(int(n) for n in shape) > _LARGE:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -38,6 +60,7 @@ def weightless() -> Iterator[None]:
 
     nn.Module.register_parameter = absent  # type: ignore[method-assign, assignment]
     try:
-        yield
+        with _Unallocated():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -25,12 +25,11 @@ CASES: dict[str, tuple[str, dict[str, Any], Any]] = {
         torch.randn(2, 3, 32, 32),
     ),
 }  # fmt: skip
-MIXTURE = {"Mixtral": ("ForCausalLM", {**WORDS, "num_local_experts": 4, "num_experts_per_tok": 2}, IDS)}
 
 
 def made(name: str) -> tuple[Any, Any]:
     transformers = pytest.importorskip("transformers")
-    kind, options, inputs = (CASES | MIXTURE)[name]
+    kind, options, inputs = CASES[name]
     config = getattr(transformers, f"{name}Config")(**options)
     return lambda: getattr(transformers, name + kind)(config).eval(), inputs
 
@@ -49,18 +48,52 @@ def test_the_spec_is_that_of_the_model_with_weights(name: str) -> None:
     assert all(t.device.type == "meta" for t in bare.parameters())
 
 
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen2Moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20
+    },
+    # the second layer is dense, and routing is limited to one of two groups of experts
+    "DeepseekV3": {
+        "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+        "moe_intermediate_size": 12, "n_shared_experts": 1, "first_k_dense_replace": 1, "num_hidden_layers": 2,
+        "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
+    },
+}  # fmt: skip
+
+
+def mixture(name: str, **sizes: int) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(**{**WORDS, **MIXTURES[name], **sizes}, pad_token_id=0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
 @pytest.mark.hf
-def test_the_order_of_experts_cannot_be_checked_without_weights() -> None:
-    """All else is the same: the units of experts then move in all experts alike."""
-    build, inputs = made("Mixtral")
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_order_of_experts_is_that_of_a_small_model(name: str) -> None:
     torch.manual_seed(0)
-    real = derive(build(), inputs, within=Kind.INVERTIBLE)
-    with torch.device("meta"):
-        found = derive(build(), inputs, within=Kind.INVERTIBLE)
-    sizes = [{n: (g.size, g.kind) for n, g in spec.groups.items()} for spec in (real, found)]
-    assert sizes[0].pop("model.layers.0.mlp.gate") == (4, Kind.PERMUTATION)
-    assert [s.pop("model.layers.0.mlp.experts") for s in sizes] == [(96, Kind.SCALED), (24, Kind.SCALED)]
-    assert sizes[0] == sizes[1]
+    real = derive(mixture(name), IDS, within=Kind.INVERTIBLE)
+    with weightless():
+        found = derive(mixture(name), IDS, within=Kind.INVERTIBLE)
+    assert found.fingerprint == real.fingerprint
+    assert any(g.size == 4 and "experts" in g.reason for g in found.groups.values())
+
+
+@pytest.mark.hf
+def test_a_mixtral_of_full_width_is_derived_without_its_weights() -> None:
+    with weightless():
+        model = mixture("Mixtral", hidden_size=4096, intermediate_size=14336, num_attention_heads=32, vocab_size=32000)
+    spec = derive(model, IDS, within=Kind.INVERTIBLE)
+    assert spec.groups["model.layers.0.mlp.gate"].size == 4
+    assert spec.groups["model.layers.0.mlp.experts"].size == 4 * 14336
+
+
+def test_experts_stay_where_no_small_model_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else is the same: the units of experts then move in all experts alike."""
+    monkeypatch.setattr("pyalign.symmetry.miniature.LARGEST", 0)
+    with weightless():
+        found = derive(mixture("Mixtral"), IDS)
+    assert found.groups["model.layers.0.mlp.experts"].size == 24
     assert sum("without weights" in f.reason for f in found.fixed) == 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -214,4 +215,54 @@ def test_unlike_query_heads_stay_in_their_block() -> None:
     model, x = Sloped(Shape("expand")).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
     spec = derive(model, x, within=Kind.INVERTIBLE)
     assert dict(listed(spec)) == {"signed permutation 10": 1, "invertible 4": 4}
+    assert verify(spec, model, x).passed
+
+
+class Windows(nn.Module):
+    """Gates with a bias for each place, written window by window into a tensor of its own (as in DeepSeek-V4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.gate, self.out = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(8, 3)
+        self.places = nn.Parameter(torch.randn(4, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.value(x).view(2, 3, 4, 16), self.gate(x).view(2, 3, 4, 16) + self.places
+        values, gates = value.new_zeros(2, 3, 8, 8), gate.new_full((2, 3, 8, 8), float("-inf"))
+        for whole, part in ((values, value), (gates, gate)):
+            whole[:, :, 4:] = part[..., 8:]
+            whole[:, 1:, :4] = part[:, :-1, :, :8]
+        pooled = (values * gates.softmax(2)).sum(2) * torch.arange(1, 9)
+        return self.out(pooled)
+
+
+@pytest.mark.parametrize("within", [Kind.SCALED, Kind.INVERTIBLE])
+def test_what_is_written_with_two_kinds_of_units_stays(within: Kind) -> None:
+    torch.manual_seed(0)
+    model, x = Windows().eval(), torch.randn(2, 12, 6)
+    spec = derive(model, x, within=within)
+    assert verify(spec, model, x).passed
+
+
+class Solved(nn.Module):
+    """A linear system for each head, as in gated delta networks: linear in its right side, whose units are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value, self.out = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        key, value = (layer(x).view(2, 5, 3, 4).transpose(1, 2) for layer in (self.key, self.value))
+        system = (key @ key.mT).tril(-1) + torch.eye(5).to(x)
+        mixed = torch.linalg.solve_triangular(system, value, upper=False, unitriangular=True)
+        return self.out(mixed.transpose(1, 2).reshape(2, 5, 12))
+
+
+def test_triangular_systems_are_linear_in_their_right_side() -> None:
+    torch.manual_seed(0)
+    model, x = Solved().eval(), torch.randn(2, 5, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        spec = derive(model, x, within=Kind.INVERTIBLE)
+    assert listed(spec)["permutation 3"] == 1 and listed(spec)["invertible 3x4"] == 1
     assert verify(spec, model, x).passed

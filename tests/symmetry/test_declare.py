@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import pyalign
 from pyalign.errors import InputError, MismatchError, SymmetryError
@@ -117,3 +117,34 @@ def test_sites_count_operators_on_constants_too() -> None:
     moved = spec.random(0, Kind.PERMUTATION).apply(model)
     back = pyalign.align(model, moved, [x], spec=spec).apply(moved)
     assert torch.equal(back.a.weight, model.a.weight)
+
+
+class Masked(nn.Module):
+    """Scores of which some are minus infinity, and in float64 perhaps none are numbers."""
+
+    def __init__(self, nan: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.nan = nn.Linear(3, 4), nn.Linear(4, 5), nan
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(torch.relu(self.first(x)))
+        y = y.masked_fill(torch.arange(5) == 2, -torch.inf)
+        return y * torch.nan if self.nan and y.dtype == torch.float64 else y
+
+
+@pytest.mark.parametrize("nan", [False, True], ids=["infinite", "nan in float64"])
+def test_outputs_that_are_no_numbers_hide_no_error(nan: bool) -> None:
+    torch.manual_seed(0)
+    model, x = Masked(nan), torch.randn(6, 3)
+    right = pyalign.declare(model, {"hidden": [("first.weight", 0), ("first.bias", 0), ("second.weight", 1)]})
+    proven = right.verify(model, x)
+    assert proven.passed and proven.tolerance < 1e-2
+    with pytest.raises(SymmetryError, match=r"lacks a binding to axis 0 of .first\.bias."):
+        pyalign.declare(model, {"hidden": [("first.weight", 0), ("second.weight", 1)]}).verify(model, x)
+
+
+def test_a_model_without_numbers_proves_nothing() -> None:
+    model = Masked(nan=False)
+    spec = pyalign.declare(model, {"hidden": [("first.weight", 0), ("first.bias", 0), ("second.weight", 1)]})
+    with pytest.raises(SymmetryError, match="nothing can be proven"):
+        spec.verify(model, torch.full((6, 3), torch.nan))

@@ -21,7 +21,12 @@ Finds the units of model B that correspond to those of model A, verifies that re
 model B's function, and writes the reordered model B.
 
 Two Hugging Face folders are aligned by --method weight without data and without loading either model: the symmetry
-comes from config.json, weights are read and written one tensor at a time, and a model card says what was done."""
+comes from config.json, weights are read and written one tensor at a time, and a model card says what was done.
+
+Give --fold for trained language models: the scales of their norms differ, and would allow no more than a reordering of
+the residual stream. It moves them into the weights that read them, in both models, so that the stream is turned as a
+whole. What is written is of the same architecture, with scales of one; average it with the folded A (--out-a):
+  pyalign align --a model-a --b model-b --method weight --fold --out b-aligned --out-a a-folded"""
 EXAMPLES = (
     "pyalign align --model pyalign.demo:network --a a.safetensors --b b.safetensors --data digits:train \\",
     "    --out b_aligned.safetensors --save alignment.safetensors",
@@ -41,6 +46,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="weight matching: searches with different orders, of which the best is kept",
     )
     parser.add_argument("--out", metavar="PATH", help="write the aligned model B, in the form that --b has")
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="two folders: move the scales of norms into the weights that read them, so that the residual stream may "
+        "be turned; the choice for trained language models",
+    )
+    parser.add_argument("--out-a", metavar="FOLDER", help="with --fold: write model A with its scales folded")
     parser.add_argument("--save", metavar="FILE", help="write the alignment itself (.safetensors)")
     purpose = "what both models see; weight matching uses the first batch only, and needs none for folders: "
     add_data_options(parser, required=False, purpose=purpose)
@@ -52,8 +64,13 @@ def run(args: argparse.Namespace) -> Answer:
     check_file(args.save, "--save", (".safetensors",))
     method = _method(args)
     if _whole_checkpoints(args) and isinstance(method, WeightMatching):
-        alignment = align_folders(args.a, args.b, args.out, method=method, seed=args.seed, progress=args.progress)
+        alignment = align_folders(
+            args.a, args.b, args.out, fold=args.fold, out_a=args.out_a, method=method, seed=args.seed,
+            progress=args.progress,
+        )  # fmt: skip
         return _answer(args, alignment)
+    if args.fold or args.out_a is not None:
+        raise UsageError("--fold and --out-a are for two Hugging Face folders with --method weight, without --data")
     if args.data is None:
         raise UsageError("--data is needed, except for two Hugging Face folders with --method weight")
     model_a, model_b = load_pair(args)
@@ -74,7 +91,7 @@ def _whole_checkpoints(args: argparse.Namespace) -> bool:
 def _answer(args: argparse.Namespace, alignment: Alignment) -> Answer:
     if args.save is not None:
         alignment.save(args.save)
-    written = [path for path in (args.out, args.save) if path is not None]
+    written = [path for path in (args.out, args.out_a, args.save) if path is not None]
     text = "\n".join([alignment.report(), *(f"wrote {path}" for path in written)])
     return Answer(text, {**record_of(alignment), "written": written})
 

@@ -9,6 +9,7 @@ to experts are real.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,14 +76,10 @@ class Absent:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         elif all(missing) or not any(missing):
             return func(*args, **kwargs)
-        elif not func._schema.is_mutable:
-            try:
-                shapes = func(*map_tensors(args, _shape), **map_tensors(kwargs, _shape))
-            except (RuntimeError, NotImplementedError):  # what it answers depends on the numbers of its arguments
-                args, kwargs = map_tensors(args, self._filled), map_tensors(kwargs, self._filled)
-            else:
-                return map_tensors(shapes, self._made_up)
         else:
+            shapes = None if func._schema.is_mutable else _shapes(func, args, kwargs)
+            if shapes is not None:
+                return map_tensors(shapes[0], self._made_up)
             args, kwargs = map_tensors(args, self._filled), map_tensors(kwargs, self._filled)
         return func(*args, **kwargs)
 
@@ -122,5 +119,24 @@ class Absent:
         return (storage_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
-def _shape(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+def _shapes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+    """What an operator answers, as shapes; None where that depends on the numbers of its arguments."""
+    floats = [t.dtype for t in tensors_of([args, kwargs]) if t.is_floating_point()]
+    for half in (False, True):  # some operators know their shapes in one precision only
+        try:
+            found = func(
+                *map_tensors(args, partial(_shape, half=half)), **map_tensors(kwargs, partial(_shape, half=half))
+            )
+        except (RuntimeError, NotImplementedError):
+            continue
+        return (map_tensors(found, partial(_like, dtype=floats[0])) if half else found,)
+    return None
+
+
+def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _shape(tensor: Tensor, half: bool) -> Tensor:
+    dtype = torch.bfloat16 if half and tensor.is_floating_point() else tensor.dtype
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="meta")

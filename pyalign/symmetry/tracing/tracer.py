@@ -285,10 +285,10 @@ class Trace(TorchDispatchMode):
     def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...], repeats: Tensor | None) -> None:
         """A view was written into: the tensor it is a view of takes over the planes of that region."""
         base = target._base
-        if base is None or len(planes) > 1:
+        if base is None:
             return
         old = self.planes(base)
-        if len(old) > 1 or base.storage_offset() != 0 or not base.is_contiguous():
+        if max(len(planes), len(old)) > 1 or base.storage_offset() != 0 or not base.is_contiguous():
             self.ties.pin([int(a) for p in (*planes, *old) for a in p.atoms.unique()], "written into part of a tensor")
             return
         full = torch.zeros(base.shape, dtype=torch.int64)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Plane, as_array, place
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, reduce_symmetric
 
@@ -57,6 +58,24 @@ def linear(trace: Trace, call: Call) -> list[Planes]:
         return [planes]
     product = Operand(planes, _unexplained(call.out, planes, rank - 1))
     return [combine(trace, [product, trace.broadcast(bias, rank - 1)], "add", f"bias in {call.place}")]
+
+
+def triangular_solution(trace: Trace, call: Call) -> list[Planes] | None:
+    """linalg_solve_triangular: the inverse of x, a function of all of it, times y; index space as in matrix_product."""
+    x, y = call.args[:2]
+    if not call.kwargs.get("left", True) or x.dim() != y.dim():
+        return None
+    rank, batch = x.dim() + 1, x.dim() - 2
+    lead, inside = range(batch), {batch, batch + 2}
+    reason = f"inverted, in {call.place or 'the model'}"
+    trace.ties.mixing.part(trace.planes(x), reason)
+    xs = trace.operand(x, [*lead, batch, batch + 2], rank)
+    for plane in xs.planes:
+        if plane.along(inside):
+            trace.ties.pin(as_array(plane.atoms).reshape(-1), reason)
+    kept = [trace.ties.limit_scale(p, Kind.PERMUTATION, reason) for p in xs.planes if not p.along(inside)]
+    ys = trace.operand(y, [*lead, batch + 2, batch + 1], rank)
+    return [contract(trace, Operand(tuple(kept), xs.fixed | inside), ys, {batch + 2}, reason)]
 
 
 def grouped_product(trace: Trace, call: Call) -> list[Planes] | None:
@@ -231,6 +250,7 @@ def _drop_axes(planes: Planes, axes: Sequence[int]) -> Planes:
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv"), matrix_product),
     "linear": linear,
+    "linalg_solve_triangular": triangular_solution,
     **dict.fromkeys(("_grouped_mm", "grouped_mm"), grouped_product),
     **dict.fromkeys(("convolution", "_convolution", "convolution_overrideable"), convolution),
 }

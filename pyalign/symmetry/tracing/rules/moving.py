@@ -239,6 +239,17 @@ def strided(trace: Trace, call: Call) -> list[Planes] | None:
     return same(trace, call) if call.out.shape == call.args[0].shape else None
 
 
+def triangle(trace: Trace, call: Call) -> list[Planes]:
+    """tril, triu: entries become zero by their place on the last two axes."""
+    rank, planes = call.args[0].dim(), trace.planes(call.args[0])
+    places = {rank - 2, rank - 1}
+    trace.ties.mixing.touch(planes, places)
+    for plane in planes:
+        if plane.along(places):
+            trace.ties.distinguish(plane, places, f"{call.name} keeps some places")
+    return [planes]
+
+
 def index_added(trace: Trace, call: Call) -> list[Planes] | None:
     """index_add: rows of the source are added to rows of the target; everything off that axis is a sum."""
 
@@ -265,7 +276,7 @@ def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], r
     rank, axis = target.dim(), dim % target.dim()
     operands = []
     for t in (target, source):
-        for plane in trace.planes(t):
+        for plane in trace.planes(t) if isinstance(t, Tensor) else ():  # a number is put alike everywhere
             if plane.along({axis}):
                 along(plane, axis)
         o = trace.operand(t, range(rank), rank)
@@ -356,6 +367,7 @@ _SAME = """
 """.split()  # noqa: SIM905 (a list literal fills a page)
 
 RULES: dict[str, Rule] = {
+    **dict.fromkeys(("tril", "triu"), triangle),
     **dict.fromkeys(_REORDERED, reordered),
     **dict.fromkeys(_MOVED, moved),
     **dict.fromkeys(_SAME, same),
