@@ -184,7 +184,8 @@ bool negation_pending(py::handle tensor) {
 
 py::object assign_small(py::handle cost, bool maximize, py::handle start) {
     const std::optional<Glance> seen = glance_at(cost.ptr());
-    if (!seen || negation_pending(cost) || std::find(kCosts.begin(), kCosts.end(), seen->dtype) == kCosts.end()) return py::none();
+    if (!seen || negation_pending(cost) || std::find(kCosts.begin(), kCosts.end(), seen->dtype) == kCosts.end())
+        return py::none();
     AssignmentBatch batch{};
     batch.cost = seen->data, batch.dtype = seen->dtype;
     batch.b = 1, batch.n = seen->shape[0], batch.m = seen->shape[1];
