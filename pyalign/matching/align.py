@@ -190,6 +190,8 @@ def _verified(
     """The spec after the check: a given one must hold, of a derived one what does not hold is held in place."""
     if inputs is None:
         return spec, ("symmetry not verified: neither data nor example_inputs were given",)
+    if not all(bool(torch.isfinite(t).all()) for t in tensors_of(inputs) if t.is_floating_point()):
+        return spec, ("symmetry not verified: NaN or infinity in the inputs",)  # the matcher tells where they matter
     began = time.perf_counter()
     held: tuple[str, ...] = ()
     if derived:
