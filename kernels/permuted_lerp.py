@@ -18,9 +18,8 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from pyalign.kernels.walk import Layout, Walk, walk
+from torch import Tensor
 
 __all__ = ["MOST", "permuted_dots", "permuted_sum"]
 
