@@ -100,7 +100,7 @@ class Problem {
         : cost_(cost), kernels_(kernels), table_(table), work_(work), threads_(threads), interrupt_(interrupt) {}
 
     AssignmentOutcome solve(const Start& start) {
-        if (cost_.m <= kSmallColumns) {
+        if (cost_.m <= kSmallColumns && kernels_.solve_small) {
             if (!start.duals.empty() && cost_.n == cost_.m) {
                 const AssignmentOutcome outcome = solve_small(&start);
                 if (outcome != AssignmentOutcome::solved || plausible()) return outcome;

@@ -269,8 +269,11 @@ namespace {
 
 template <typename Cost>
 constexpr AssignmentKernels<Cost> kernels() {
-    return {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>,
-            relax<Cost>, reach<Cost>,    price<Cost>, solve_small<Cost>};
+    AssignmentKernels<Cost> all = {least<Cost>, smallest<Cost>, tight<Cost>, choose_candidates<Cost>,
+                                   relax<Cost>, reach<Cost>,    price<Cost>, nullptr};
+    // Half of this file's code: not made again for integers of one or two bytes, which are rare among costs.
+    if constexpr (sizeof(Cost) >= 4) all.solve_small = solve_small<Cost>;
+    return all;
 }
 
 // The two smallest of a stream, lane by lane.

@@ -56,6 +56,7 @@ struct AssignmentKernels {
     // The largest u with u + v[j] <= cost_j everywhere, in floating point.
     double (*price)(const Cost* row, const double* v, int32_t m, double sign);
     // The whole problem: columns of rows and feasible duals, from the given v; without wanted columns v must be zero.
+    // Null for the types that are always solved row by row.
     SmallOutcome (*solve_small)(const SmallProblem<Cost>& problem, const int32_t* wanted, double* gap);
 };
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pyalign import _cpu
 
 # What GCC and Clang call in code that they watch. UndefinedBehaviorSanitizer's are named after the kind of error.
-CALLS = {"address": b"__asan_report_load", "undefined": b"__ubsan_handle_", "thread": b"__tsan_func_entry"}
+CALLS = {"address": b"__asan_", "undefined": b"__ubsan_handle_", "thread": b"__tsan_func_entry"}
 
 
 def test_the_module_is_watched_as_asked():
