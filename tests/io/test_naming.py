@@ -15,7 +15,6 @@ from pyalign.io.naming import entries_of, naming
 
 transformers = pytest.importorskip("transformers", minversion="5")
 pytestmark = pytest.mark.hf
-torch.set_num_threads(1)
 
 BODY = {
     "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40,

@@ -18,7 +18,6 @@ from pyalign.symmetry import Kind, derive
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
-torch.set_num_threads(1)
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 40}
 SHARDED = {"max_shard_bytes": 4000}
 

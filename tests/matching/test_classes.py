@@ -13,7 +13,6 @@ from pyalign.matching import ActivationMatching, WeightMatching
 from pyalign.matching.nearest import Grams, nearest
 from pyalign.symmetry import Kind, Role, SymmetrySpec, fold
 
-torch.set_num_threads(1)
 IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
 WRITER = {"input_ids": IDS, "use_cache": False}
 

@@ -17,7 +17,6 @@ from pyalign.matching.experts import expert_costs, expert_groups
 from pyalign.symmetry import Kind, ScaledPermutation, SymmetrySpec, widen
 from tests.symmetry.mixtures import EXPERTS, HIDDEN, Mixture, after, gathered, limited, looped, masked
 
-torch.set_num_threads(1)
 X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
 
 

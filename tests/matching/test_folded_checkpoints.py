@@ -20,7 +20,6 @@ from pyalign.symmetry.foldable import FoldPlan, multiplied, plan_fold
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
-torch.set_num_threads(1)
 
 BODY = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
 GROUPED = {**BODY, "num_key_value_heads": 2}

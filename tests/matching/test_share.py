@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from pyalign.matching import share
 from pyalign.symmetry import widen
 
-torch.set_num_threads(1)
-
 
 def network(width: int, seed: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     torch.manual_seed(seed)

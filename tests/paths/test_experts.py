@@ -10,8 +10,6 @@ from pyalign.statistics import expert_counts, selected_experts
 from pyalign.symmetry import Kind
 from tests.symmetry.mixtures import EXPERTS, TOP, Mixture, after, masked
 
-torch.set_num_threads(1)
-
 
 def test_overlap_falls_where_experts_stand_in_another_order() -> None:
     torch.manual_seed(0)

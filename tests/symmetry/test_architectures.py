@@ -28,7 +28,6 @@ from .helpers import (
     state_of,
 )
 
-torch.set_num_threads(1)
 NAMES = sorted(ARCHITECTURES)
 
 

@@ -18,7 +18,6 @@ from pyalign.symmetry import Flat, Kind, SymmetrySpec, Wreath, verify
 
 from .helpers import listed
 
-torch.set_num_threads(1)
 FORMS = ("expand", "interleave", "index", "tile", "broadcast", "einsum", "enable_gqa")
 
 

@@ -37,7 +37,6 @@ from .mixtures import (
     top1,
 )  # fmt: skip
 
-torch.set_num_threads(1)
 X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
 
 

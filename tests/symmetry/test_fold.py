@@ -12,8 +12,6 @@ from pyalign import align, derive
 from pyalign.errors import InputError, MismatchError, SymmetryError
 from pyalign.symmetry import Kind, fold, verify
 
-torch.set_num_threads(1)
-
 
 class Block(nn.Module):
     """Two readers of one norm, written back to the stream; the last norm is read by the head alone."""

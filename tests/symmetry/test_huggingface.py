@@ -21,7 +21,6 @@ from .helpers import assert_untouched, axes_of, check_invariance, check_position
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
-torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)

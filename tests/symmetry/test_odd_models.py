@@ -26,7 +26,6 @@ from .helpers import (
     state_of,
 )
 
-torch.set_num_threads(1)
 ODD = {**odd_axes.ARCHITECTURES, **odd_values.ARCHITECTURES}
 NAMES = sorted(ODD)
 

@@ -26,7 +26,6 @@ from .helpers import listed
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.hf
-torch.set_num_threads(1)
 
 IDS = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

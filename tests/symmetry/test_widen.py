@@ -11,7 +11,6 @@ import pyalign
 from pyalign.errors import MismatchError, SymmetryError
 from pyalign.symmetry import Kind, derive, fold, widen
 
-torch.set_num_threads(1)
 IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
 
