@@ -32,6 +32,7 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
     mixing = [b for b in bindings if isinstance(elements.get(b.group), BlockLinear)]
     bindings = [b for b in bindings if isinstance(elements.get(b.group), ScaledPermutation)]
     axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings})
+    given = tensor
     for _, axis, blocks in axes:
         here = [b for b in bindings if b.axis == axis and b.blocks == blocks]
         index, scale = axis_map(here, elements, blocks * tensor.shape[axis], power)
@@ -43,7 +44,8 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
         if scale is not None:
             shape = [1] * tensor.dim()
             shape[axis] = -1
-            tensor = tensor * scale.to(tensor.device, tensor.dtype).reshape(shape)
+            factors = scale.to(tensor.device, tensor.dtype).reshape(shape)
+            tensor = tensor * factors if tensor is given else tensor.mul_(factors)
     for b in mixing:
         tensor = _mixed(tensor, b, elements[b.group], power)
     return tensor

@@ -148,7 +148,8 @@ class _Noise:
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
-        self._twice = torch.randn(self.PERIOD, generator=self._generator, dtype=torch.float64).repeat(2)
+        drawn = torch.randn(self.PERIOD, generator=self._generator, dtype=torch.float32)
+        self._twice = torch.cat([drawn, drawn])
 
     def of(self, tensor: Tensor) -> Tensor:
         """Noise of a tensor's shape, float64."""
@@ -157,10 +158,12 @@ class _Noise:
     def onto(self, tensor: Tensor, size: float) -> Tensor:
         """Add noise of standard deviation `size` in place."""
         start = int(torch.randint(self.PERIOD, (), generator=self._generator))
-        period = (self._twice[start : start + self.PERIOD] * size).to(tensor.device, tensor.dtype)
         flat = tensor.view(-1) if tensor.is_contiguous() else tensor.flatten()
+        stop = start + min(self.PERIOD, len(flat))
+        period = (self._twice[start:stop].double() * size).to(tensor.device, tensor.dtype)
         whole = len(flat) - len(flat) % self.PERIOD
-        flat[:whole].view(-1, self.PERIOD).add_(period)
+        if whole:
+            flat[:whole].view(-1, self.PERIOD).add_(period)
         flat[whole:].add_(period[: len(flat) - whole])
         return tensor if tensor.is_contiguous() else tensor.copy_(flat.view(tensor.shape))
 
