@@ -83,37 +83,63 @@ class Families:
     ) -> dict[str, ScaledPermutation]:
         """The best inner orders when the blocks go where `shift` says."""
         elements = {**objective.elements, outer.name: ScaledPermutation(shift)}
+        paired: dict[str, Evidence | None] = {}
         for group in inner:
-            elements[group.name] = self._best(group, elements, known[group.name])
+            evidence = known[group.name]
+            paired[group.name] = None if evidence is None else _paired(evidence, group, elements)
+            elements[group.name] = self._best(group, elements, paired[group.name])
         own = [(group, [t for t in coupled if t.binding.group == group.name]) for group in inner]
         for _ in range(2 if coupled else 0):
             for group, terms in own:
-                evidence = known[group.name]
-                odd = even = None
-                if evidence is not None:
-                    odd, even = evidence.similarity, evidence.even
-                for term in terms:
-                    matrix = objective.similarity(term, elements).cpu()
-                    if term.binding.side.power:
-                        odd = matrix if odd is None else odd + matrix
-                    else:
-                        even = matrix if even is None else even + matrix
-                if odd is None and even is not None:
-                    odd = torch.zeros_like(even)
-                if odd is not None:
-                    elements[group.name] = self._best(group, elements, Evidence(odd, even))
+                _, place = _place(group, elements)
+                parts = [(bool(t.binding.side.power), objective.paired(t, elements, place).cpu()) for t in terms]
+                both = _with(paired[group.name], parts)
+                if both is not None:
+                    elements[group.name] = self._best(group, elements, both)
         return elements
 
-    def _best(
-        self, group: Group, elements: dict[str, ScaledPermutation], evidence: Evidence | None
-    ) -> ScaledPermutation:
-        structure = group.structure
-        assert isinstance(structure, Wreath)
-        outer, size = elements[structure.outer].perm, group.size // structure.blocks
-        if evidence is None or group.kind is Kind.IDENTITY:
+    def _best(self, group: Group, elements: dict[str, ScaledPermutation], paired: Evidence | None) -> ScaledPermutation:
+        """The best order within the blocks; `paired` compares each with the one that comes there, (blocks, n, n)."""
+        blocks, outer = _place(group, elements)
+        size = group.size // blocks
+        if paired is None or group.kind is Kind.IDENTITY:
             return ScaledPermutation((outer.unsqueeze(1) * size + torch.arange(size)).reshape(-1))
-        perm, _ = by_blocks(evidence.gain(self.free(group)), elements, group, self.backend)
-        return ScaledPermutation(perm, signs_of(evidence.similarity, perm, self.free(group)))
+        free = self.free(group)
+        answer = linear_assignment(paired.gain(free), maximize=True, backend=self.backend)
+        assert isinstance(answer.perm, Tensor)
+        perm = answer.perm.cpu()
+        flat = paired.similarity.reshape(-1, size)
+        return ScaledPermutation((outer.unsqueeze(1) * size + perm).reshape(-1), signs_of(flat, perm.reshape(-1), free))
+
+
+def _place(group: Group, elements: dict[str, ScaledPermutation]) -> tuple[int, Tensor]:
+    """The number of blocks of a group, and which comes to each place."""
+    structure = group.structure
+    assert isinstance(structure, Wreath)
+    return structure.blocks, elements[structure.outer].perm
+
+
+def _paired(evidence: Evidence, group: Group, elements: dict[str, ScaledPermutation]) -> Evidence:
+    """Evidence between each block of A and the block of B that comes there, shape (blocks, n, n)."""
+    blocks, outer = _place(group, elements)
+    sides = [
+        None if matrix is None else in_blocks(matrix, blocks)[torch.arange(blocks), outer].contiguous()
+        for matrix in (evidence.similarity, evidence.even)
+    ]
+    assert sides[0] is not None
+    return Evidence(sides[0], sides[1])
+
+
+def _with(evidence: Evidence | None, parts: Sequence[tuple[bool, Tensor]]) -> Evidence | None:
+    """Evidence and what further tensors add to it; True marks what changes sign with a unit."""
+    odd = [] if evidence is None else [evidence.similarity]
+    even = [] if evidence is None or evidence.even is None else [evidence.even]
+    for signed, matrix in parts:
+        (odd if signed else even).append(matrix)
+    if not odd and not even:
+        return None
+    sums = [sum(side[1:], start=side[0]) if side else None for side in (odd, even)]
+    return Evidence(torch.zeros_like(even[0]) if sums[0] is None else sums[0], sums[1])
 
 
 def by_blocks(gain: Tensor, elements: dict[str, ScaledPermutation], group: Group, backend: str) -> tuple[Tensor, float]:

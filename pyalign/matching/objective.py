@@ -162,6 +162,25 @@ class Objective:
             similarity = similarity * element.scale.to(similarity)
         return torch.empty_like(similarity).index_copy_(1, element.perm.to(similarity.device), similarity)
 
+    def paired(self, term: Term, elements: Elements, outer: Tensor) -> Tensor:
+        """The same between each block of slots of A and the block of B that comes there only, (blocks, n, n).
+
+        Args:
+            term: A term whose group lies in the blocks of another.
+            elements: Elements of all groups; those of this one put its blocks where `outer` says.
+            outer: The block of B that comes to each place, shape (blocks,).
+        """
+        element, blocks = elements[term.binding.group], len(outer)
+        rows_a, rows_b = (rows.reshape(blocks, -1, rows.shape[1]) for rows in self._rows(term, elements))
+        if not term.relative:
+            return rows_a @ rows_b[outer.to(rows_b.device)].mT
+        similarity = rows_a @ rows_b.mT
+        size = similarity.shape[1]
+        if element.scale is not None and term.binding.side.power:
+            similarity = similarity * element.scale.to(similarity).reshape(blocks, 1, size)
+        within = (element.perm.reshape(blocks, size) - outer.unsqueeze(1) * size).to(similarity.device)
+        return torch.empty_like(similarity).scatter_(2, within.unsqueeze(1).expand_as(similarity), similarity)
+
     def by_slot(self, term: Term, elements: Elements) -> Tensor:
         """What each slot contributes when everything is in place, shape (n,), float64."""
         moved = act(self.b[term.binding.tensor], self.on[term.binding.tensor], elements)
