@@ -89,14 +89,15 @@ def _mixed(tensor: Tensor, binding: AxisBinding, element: Transform, power: int)
 
 def _act_on_fibre(tensor: Tensor, axis: int, blocks: int, index: Tensor | None, scale: Tensor | None) -> Tensor:
     # Axis 0 has moved already, in whole blocks: each row now takes its entries from the block it came from.
-    width, per_block = tensor.shape[axis], tensor.shape[0] // blocks
-    block = torch.arange(tensor.shape[0]) // per_block
+    length, width = tensor.shape[0], tensor.shape[axis]
+    block = torch.arange(length) // (length // blocks)
     whole = torch.arange(blocks * width) if index is None else index
     # Blocks move alike on both axes, so the entry lies in the row's own block (a wrong spec is caught by verify).
     local = whole.reshape(blocks, width)[block] % width
-    shape = [1] * tensor.dim()
-    shape[0], shape[axis] = tensor.shape[0], width
-    tensor = tensor.take_along_dim(local.reshape(shape).to(tensor.device), axis)
+    entries = (torch.arange(length).unsqueeze(1) * width + local).reshape(-1)
+    rows = tensor.movedim(axis, 1)
+    taken = rows.reshape(length * width, -1).index_select(0, entries.to(tensor.device)).reshape(rows.shape)
     if scale is not None:
-        tensor = tensor * scale.reshape(blocks, width)[block].reshape(shape).to(tensor.device, tensor.dtype)
-    return tensor
+        factors = scale.reshape(blocks, width)[block].reshape(length, width, *[1] * (tensor.dim() - 2))
+        taken.mul_(factors.to(tensor.device, tensor.dtype))
+    return taken.movedim(1, axis)
