@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["call", "map_tensors", "state_of", "tensors_of"]
+__all__ = ["answers_of", "call", "map_tensors", "returned_states", "state_of", "tensors_of"]
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -24,6 +25,46 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs)
     return model(inputs)
+
+
+def answers_of(model: nn.Module, output: Any) -> list[Tensor]:
+    """The tensors of a model's output, without those that it returns to be given back to it (`returned_states`)."""
+    states = returned_states(model, output)
+    return tensors_of([value for name, value in _fields(output) if name not in states] if states else output)
+
+
+def returned_states(model: nn.Module, output: Any) -> tuple[str, ...]:
+    """The fields of an output that are named like an optional argument of the forward pass.
+
+    Such are the keys and values that a language model returns as `past_key_values`: they stand in the model's own
+    coordinates, and go back into the model that made them.
+
+    Example:
+        >>> class Cell(nn.Module):
+        ...     def forward(self, x, state=None):
+        ...         return {"out": x, "state": x}
+        >>> cell = Cell()
+        >>> returned_states(cell, cell(torch.ones(1))), len(answers_of(cell, cell(torch.ones(1))))
+        (('state',), 1)
+    """
+    fields = [name for name, value in _fields(output) if value is not None]
+    if not fields:
+        return ()
+    try:
+        parameters = inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):  # of scripted modules
+        return ()
+    optional = {name for name, parameter in parameters.items() if parameter.default is not parameter.empty}
+    return tuple(name for name in fields if name in optional)
+
+
+def _fields(output: Any) -> list[tuple[str, Any]]:
+    """Names and values of a mapping or dataclass."""
+    if isinstance(output, Mapping):
+        return [(str(name), value) for name, value in output.items()]
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return [(field.name, getattr(output, field.name)) for field in dataclasses.fields(output)]
+    return []
 
 
 def tensors_of(output: Any) -> list[Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pyalign.errors import DataError, InputError, PyalignWarning
-from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.calls import answers_of, call, map_tensors, returned_states, state_of, tensors_of
 from pyalign.symmetry.groups import FixedAxis
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
@@ -136,6 +136,8 @@ def _traced(
     for axis in ties.axes:
         if axis.tensor in dead:
             ties.pin(np.arange(axis.start, axis.start + axis.size), UNUSED)
+    states = sorted({name for trace in traces for name in trace.states})
+    notes += [f"not held in place, since the model takes it back: {', '.join(states)}"] if states else []
     notes += _unknown(traces)
     return ties, traces, aliases, notes
 
@@ -237,7 +239,8 @@ def _run(
                 do="pass a tensor, a tuple of positional or a mapping of keyword arguments",
             ) from error
     trace.finish()
-    for tensor in tensors_of(output):
+    trace.states = returned_states(model, output)
+    for tensor in answers_of(model, output):
         trace.leak(tensor)
         for plane in trace.planes(tensor):
             ties.pin(np.unique(plane.atoms.numpy()), "output of the model")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.errors import PyalignError
-from pyalign.symmetry.calls import call, state_of, tensors_of
+from pyalign.symmetry.calls import answers_of, call, state_of
 from pyalign.symmetry.derive import traced_spec, untouched
 from pyalign.symmetry.elements import following, random_element
 from pyalign.symmetry.expert_groups import with_experts
@@ -247,7 +247,7 @@ def _gradients(probe: _Probe, model: nn.Module, weights: Sequence[Tensor]) -> Se
     for weight in weights:
         weight.requires_grad_(weight.is_floating_point())
     with untouched(model), torch.enable_grad(), WideForms():
-        outputs = [t.flatten() for t in tensors_of(call(model, probe.inputs)) if t.requires_grad]
+        outputs = [t.flatten() for t in answers_of(model, call(model, probe.inputs)) if t.requires_grad]
         if not outputs:
             return [None] * len(weights)
         total = torch.cat([t * torch.linspace(1, 2, len(t)).to(t) for t in outputs]).sum()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.errors import SymmetryError
-from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.calls import answers_of, call, map_tensors, state_of
 from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.derive import untouched
 from pyalign.symmetry.elements import following
@@ -246,7 +246,7 @@ class _Probe:
         """All floating-point outputs, in float64."""
         with untouched(self.model), torch.no_grad(), WideForms():
             result = call(self.model, self.inputs)
-        return [t.double() for t in tensors_of(result) if t.is_floating_point()]
+        return [t.double() for t in answers_of(self.model, result) if t.is_floating_point()]
 
     def _input(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyalign.errors import MismatchError, SymmetryError
-from pyalign.symmetry.calls import call, map_tensors, state_of, tensors_of
+from pyalign.symmetry.calls import answers_of, call, map_tensors, state_of
 from pyalign.symmetry.copies import copy_of
 from pyalign.symmetry.derive import derive, untouched
 from pyalign.symmetry.groups import Group, Wreath
@@ -228,7 +228,7 @@ def _answers(precise: nn.Module, inputs: Any) -> list[Tensor]:
         return x.double() if x.is_floating_point() else x
 
     with untouched(precise), torch.no_grad():
-        return [t.double() for t in tensors_of(call(precise, map_tensors(inputs, double)))]
+        return [t.double() for t in answers_of(precise, call(precise, map_tensors(inputs, double)))]
 
 
 def _apart(one: list[Tensor], two: list[Tensor]) -> float:

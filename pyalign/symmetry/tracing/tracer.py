@@ -88,6 +88,7 @@ class Trace(TorchDispatchMode):
         self.sights: list[Sight] = []
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.used: set[int] = set()
+        self.states: tuple[str, ...] = ()  # what the model returns to be given back
         self.leaking: dict[str, tuple[Plane, ...]] = {}
         self.halves: list[Half] = []
         self._suspended: Pending | None = None
