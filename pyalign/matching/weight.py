@@ -19,6 +19,7 @@ from pyalign.matching.experts import check_experts, expert_groups
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem, check_start
+from pyalign.matching.scaling import halfway
 from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, state_of
 
 __all__ = ["WeightMatching"]
@@ -39,7 +40,9 @@ class WeightMatching:
     Args:
         restarts: Searches from which the best is kept: those after the first begin with the groups in random orders.
         sweeps: Most sweeps over all groups of each.
-        signs: Use signs where a group allows them. Scales are left at 1.
+        signs: Use signs where a group allows them.
+        scales: Use factors where groups allow them and where that brings the networks much nearer, as between a network
+            and one that was rescaled (`pyalign.matching.scaling`); networks from different seeds rarely need them.
         start: Begin here instead: an alignment of the same spec, such as that of activation matching.
         within: The largest class `pyalign.align` derives for it: `Kind.INVERTIBLE` for all, `Kind.PERMUTATION` for
             permutations only. Where groups mix units (attention heads, residual streams without scales), the distance
@@ -59,6 +62,7 @@ class WeightMatching:
     restarts: int = 1
     sweeps: int = 100
     signs: bool = True
+    scales: bool = True
     start: Alignment | None = None
     backend: str = "auto"
     within: Kind = Kind.INVERTIBLE
@@ -94,11 +98,14 @@ class WeightMatching:
                 descent.run(self.sweeps, generator, bar)
                 best = descent if best is None or descent.trace[-1] > best.trace[-1] else best
         assert best is not None
-        objective.restart(best.elements)
+        elements: Elements = {name: best.elements[name] for name in spec.groups}
+        if self.scales:
+            elements = halfway(spec, objective.a, objective.b, elements, best.trace[-1])
+        objective.restart(elements)
         after = {name: objective.cosine(name) for name in spec.groups}
         return Alignment(
             spec,
-            {name: best.elements[name] for name in spec.groups},
+            dict(elements),
             method="weight matching" + (f" (best of {self.restarts})" if self.restarts > 1 else ""),
             objective=best.trace[-1],
             trace=tuple(best.trace),
@@ -107,7 +114,7 @@ class WeightMatching:
             correlation_after={name: value for name, value in after.items() if value is not None},
             backends={"linear_assignment": best.solver} if best.solver else {},
             seconds={"matching": time.perf_counter() - began},
-            notes=tuple(_notes(spec, objective, best.converged, self.sweeps)),
+            notes=tuple(_notes(spec, objective, best, self.sweeps)),
         )
 
     def _match_classes(self, problem: Problem) -> Alignment:
@@ -224,9 +231,11 @@ def _ending(trace: list[float], exact: float) -> list[float]:
     return [*(trace[0] + factor * (value - trace[0]) for value in trace[:-1]), exact] if len(trace) > 1 else trace
 
 
-def _notes(spec: SymmetrySpec, objective: Objective, converged: bool, sweeps: int) -> list[str]:
+def _notes(spec: SymmetrySpec, objective: Objective, best: _Descent, sweeps: int) -> list[str]:
     notes = ["correlations are mean cosines between the weights of matched units"]
-    if not converged:
+    if any(objective.elements[name] is not element for name, element in best.elements.items()):
+        notes.append("units are scaled as well; the objective is that of the permutations and signs")
+    if not best.converged:
         notes.append(f"still improving after {sweeps} sweeps; allow more")
     outer = children_of(spec.groups)
     idle = [name for name in spec.groups if not objective.terms[name] and name not in outer]
