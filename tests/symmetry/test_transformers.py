@@ -193,6 +193,18 @@ def test_random_elements_of_every_class_leave_the_outputs_unchanged(name: str) -
     assert verify(spec, model, inputs, seed=1).passed
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "use_cache" in CASES[name][3]])
+def test_keys_and_values_that_the_model_returns_for_itself_hold_nothing(name: str) -> None:
+    model, inputs, spec = derived(name)
+    natural = {key: value for key, value in inputs.items() if key != "use_cache"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        cached = derive(model, natural, within=Kind.INVERTIBLE)
+    assert listed(cached) == listed(spec)
+    assert any("takes it back" in note for note in cached.notes)
+    assert verify(cached, model, natural, seed=1).passed
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gptj", "phi3"])
 def test_a_wrong_side_or_place_is_found(name: str) -> None:
     model, inputs, spec = derived(name)
