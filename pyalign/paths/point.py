@@ -123,7 +123,7 @@ class CurveObjective:
 
     def record(self) -> dict[str, Any]:
         """What identifies the objective."""
-        ends = [digest(list(end.values())) for end in self.curve.ends]
+        ends = [digest([*end.values(), *self.curve.frozen(i).values()]) for i, end in enumerate(self.curve.ends)]
         about = {"kind": self.curve.kind, "bends": self.curve.bends, "weight_decay": self.weight_decay}
         return {**about, "ends": ends, "attack": called(self.attack), "loss": called(self.custom, "default")}
 

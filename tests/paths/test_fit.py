@@ -122,6 +122,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         curve(classifier(0), classifier(1), labelled(), steps=2, checkpoint=path)
 
 
+def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path):
+    a, b, path = classifier(0), classifier(1), tmp_path / "run.safetensors"
+    a[0].weight.requires_grad_(False)
+    b[0].weight.data.copy_(a[0].weight)  # a backbone that both share
+    curve(a, b, labelled(), steps=2, checkpoint=path)
+    curve(a, b, labelled(), steps=2, checkpoint=path)
+    for model in (a, b):
+        model[0].weight.data.add_(1.0)
+    with pytest.raises(CheckpointError, match="another run"):
+        curve(a, b, labelled(), steps=2, checkpoint=path)
+
+
 def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(tmp_path):
     path = tmp_path / "run.safetensors"
     calls = []
