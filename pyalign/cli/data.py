@@ -56,12 +56,14 @@ class _Moved:
             yield map_tensors(batch, lambda tensor: tensor.to(self._device))
 
 
-def load_data(text: str, args: argparse.Namespace) -> Iterable[Any]:
+def load_data(text: str, args: argparse.Namespace, *, shuffle: bool = False) -> Iterable[Any]:
     """The batches that `--data` names, on `--device`, readable any number of times.
 
     Args:
         text: One of the forms that `--help` lists.
         args: The options of `add_data_options`, and `device`.
+        shuffle: Draw a new order of images or digits for every pass, from torch's global generator; a callable's
+            batches come as they are.
 
     Raises:
         UsageError: The text has none of the forms, or options that do not belong to its form.
@@ -70,7 +72,7 @@ def load_data(text: str, args: argparse.Namespace) -> Iterable[Any]:
     """
     if text == "digits" or text.startswith("digits:"):
         _refuse(args, ONLY_IMAGES, "digits")
-        return _Moved(lambda: _digits(text, args), args.device)
+        return _Moved(lambda: _digits(text, args, shuffle), args.device)
     if is_target(text):
         _refuse(args, (*ONLY_IMAGES, "batch", "limit"), text)
         return _Moved(_Calls(text), args.device)
@@ -80,7 +82,7 @@ def load_data(text: str, args: argparse.Namespace) -> Iterable[Any]:
         raise DataError(f"--data: there is no folder {text}", expected=FORMS, do="look at the path")
     given = {name: getattr(args, name) for name in ("batch", "limit", *ONLY_IMAGES)}
     folder = ImageFolder(
-        Path(text), seed=args.seed, **{key: value for key, value in given.items() if value is not None}
+        Path(text), seed=args.seed, shuffle=shuffle, **{key: value for key, value in given.items() if value is not None}
     )
     return _Moved(lambda: folder, args.device)
 
@@ -119,9 +121,12 @@ class _Calls:
         return found  # type: ignore[no-any-return]
 
 
-def _digits(text: str, args: argparse.Namespace) -> Iterable[Any]:
-    images, labels = digits(text.partition(":")[2] or "all")
-    return batches(Digits(images[: args.limit], labels[: args.limit]), size=args.batch or 256)
+def _digits(text: str, args: argparse.Namespace, shuffle: bool) -> Iterable[Any]:
+    images, labels = (tensor[: args.limit] for tensor in digits(text.partition(":")[2] or "all"))
+    if shuffle:
+        order = torch.randperm(len(labels))
+        images, labels = images[order], labels[order]
+    return batches(Digits(images, labels), size=args.batch or 256)
 
 
 def _refuse(args: argparse.Namespace, names: tuple[str, ...], text: str) -> None:

@@ -32,6 +32,7 @@ class ImageFolder:
         limit: How many images, drawn at random over all classes; None takes all.
         seed: Decides the draw and the order.
         gray: One channel instead of three.
+        shuffle: Draw a new order for every pass, from torch's global generator, as training wants it.
 
     Yields:
         Images (b, channels, h, w), float32, and labels (b,), int64.
@@ -45,6 +46,7 @@ class ImageFolder:
     limit: int | None = None
     seed: int = 0
     gray: bool = False
+    shuffle: bool = False
 
     def __post_init__(self) -> None:
         self._pillow = _pillow()
@@ -79,16 +81,14 @@ class ImageFolder:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         mean, std = (torch.tensor(list(x), dtype=torch.float32).view(1, -1, 1, 1) for x in (self.mean, self.std))
-        for number in range(len(self)):
-            labels = [label for _, label in self._files[number * self.batch : (number + 1) * self.batch]]
-            yield (self._pixels(number).float() / 255 - mean) / std, torch.tensor(labels)
+        count = len(self._files)
+        for chosen in (torch.randperm(count) if self.shuffle else torch.arange(count)).split(self.batch):
+            labels = [self._files[index][1] for index in chosen.tolist()]
+            yield (self._pixels(chosen.tolist()).float() / 255 - mean) / std, torch.tensor(labels)
 
-    def _pixels(self, number: int) -> Tensor:
-        """The bytes of one batch; decoded once, as long as all that is kept stays under 2 GiB."""
-        if number in self._kept:
-            return self._kept[number]
-        files = [path for path, _ in self._files[number * self.batch : (number + 1) * self.batch]]
-        images = [self._decode(path) for path in files]
+    def _pixels(self, chosen: Sequence[int]) -> Tensor:
+        """The bytes of one batch."""
+        images = [self._image(index) for index in chosen]
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise DataError(
@@ -97,11 +97,17 @@ class ImageFolder:
                 expected="one size",
                 do="give --size",
             )
-        pixels = torch.stack(images)
-        if self._kept_bytes + pixels.nbytes <= KEPT_BYTES:
-            self._kept[number] = pixels
-            self._kept_bytes += pixels.nbytes
-        return pixels
+        return torch.stack(images)
+
+    def _image(self, index: int) -> Tensor:
+        """The bytes of one image; decoded once, as long as all that is kept stays under 2 GiB."""
+        if index in self._kept:
+            return self._kept[index]
+        image = self._decode(self._files[index][0])
+        if self._kept_bytes + image.nbytes <= KEPT_BYTES:
+            self._kept[index] = image
+            self._kept_bytes += image.nbytes
+        return image
 
     def _decode(self, path: Path) -> Tensor:
         try:

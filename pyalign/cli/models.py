@@ -33,8 +33,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         metavar="FACTORY",
-        help="package.module:factory or path/to/file.py:factory, called to make the model; "
-        "leave it out when the models are Hugging Face folders",
+        help="package.module:factory or path/to/file.py:factory, called to make the model, or a Hugging Face folder of "
+        "the architecture; leave it out when the models are Hugging Face folders",
     )
     group.add_argument(
         "--model-options", metavar="JSON", type=_json_object, default={},
@@ -68,7 +68,7 @@ def load_model(args: argparse.Namespace, checkpoint: str | None, option: str) ->
 
     Args:
         args: The options of `add_model_options`.
-        checkpoint: A file or a Hugging Face folder; None leaves the factory's own weights.
+        checkpoint: A file or a Hugging Face folder; None leaves the weights that `--model` comes with.
         option: Where the checkpoint was given, for errors.
 
     Raises:
@@ -77,6 +77,10 @@ def load_model(args: argparse.Namespace, checkpoint: str | None, option: str) ->
     """
     if args.model is None:
         model = _from_folder(checkpoint, option, args.trust_remote_code)
+    elif Path(args.model).is_dir():
+        model = _from_folder(args.model, "--model", args.trust_remote_code)
+        if checkpoint is not None:
+            io.load_into(model, checkpoint)
     else:
         model = call_user(resolve(args.model, "--model"), args.model, "--model", **args.model_options)
         if not isinstance(model, nn.Module):

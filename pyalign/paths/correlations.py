@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyalign._atomic import json_text
 from pyalign.engine import linear_assignment
 from pyalign.errors import InputError
+from pyalign.paths.measure import warn_of_stale_statistics
 from pyalign.paths.path import Path, checked_t
 from pyalign.statistics.batches import checked, repeatable, split
 from pyalign.statistics.batchnorm import reestimate_batchnorm
@@ -123,6 +124,8 @@ def correlations(
     data = repeatable(data, len(positions) + 1)
     recalibrate = data if shared else None if recalibrate is None else repeatable(recalibrate, len(positions) + 1)
     fixed = path.at(checked_t(reference))
+    if recalibrate is None:
+        warn_of_stale_statistics(fixed)
     moving = path.at(reference)
     if spec is None:
         spec = derive(fixed, split(next(checked(data)))[0])

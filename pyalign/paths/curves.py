@@ -128,6 +128,12 @@ class Curve:
             return dict(self.ends[0 if index == 0 else 1])
         return self.layout.unpack(self.inner[index - 1])
 
+    def frozen(self, index: int) -> dict[str, Tensor]:
+        """The parameters of an end, 0 for A and 1 for B, that stay on the straight line."""
+        rest = {**self._same, **self.line.states[index]}
+        parameters = self._parameters()
+        return {name: tensor for name, tensor in rest.items() if name in parameters}
+
     @torch.no_grad()
     def between(self, weights: Sequence[float]) -> list[Tensor]:
         """What the ends add to a point: their trained tensors times two weights, in new buffers of `layout`."""

@@ -20,7 +20,7 @@ from pyalign.statistics.batches import batch_size, checked, repeatable, split
 from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
 from pyalign.statistics.forward import evaluating, nonfinite_error, respond
 
-__all__ = ["barrier", "evaluate", "measure"]
+__all__ = ["barrier", "evaluate", "measure", "warn_of_stale_statistics"]
 
 logger = logging.getLogger("pyalign")
 Loss = Callable[[Any, Any], Any]
@@ -110,13 +110,8 @@ def measure(
     if recalibrate is not None:
         recalibrate = data if shared else repeatable(recalibrate, len(positions))
     scratch = path.at(positions[0])
-    if recalibrate is None and has_batchnorm(scratch):
-        warnings.warn(
-            "the models have BatchNorm, whose statistics do not fit between the ends: pass recalibrate= with "
-            "training batches, or read the barrier as one of weights and stale statistics together",
-            PyalignWarning,
-            stacklevel=3,
-        )
+    if recalibrate is None:
+        warn_of_stale_statistics(scratch, stacklevel=4)
     losses, accuracies, samples = [], [], 0
     for position in tqdm(
         positions, desc="path", unit="t", leave=False, disable=None if progress is None else not progress
@@ -136,6 +131,17 @@ def measure(
         samples=samples,
         recalibrated=recalibrate is not None,
     )
+
+
+def warn_of_stale_statistics(model: nn.Module, stacklevel: int = 3) -> None:
+    """Warn where `model`, of a path or a plane that is measured without recalibration, has BatchNorm."""
+    if has_batchnorm(model):
+        warnings.warn(
+            "the models have BatchNorm, whose statistics do not fit between the ends: pass recalibrate= with "
+            "training batches, or read the numbers as those of weights and stale statistics together",
+            PyalignWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def evaluate(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyalign import engine
+from pyalign.errors import InputError
 from pyalign.paths.curves import Curve
 from pyalign.paths.losses import mean_loss
 from pyalign.statistics.batches import split
@@ -19,7 +22,7 @@ from pyalign.statistics.forward import respond
 from pyalign.statistics.spectral import iterated, power_vectors
 from pyalign.symmetry.copies import copy_of
 
-__all__ = ["Attack", "CurveObjective", "Loss", "Point", "Pull", "digest", "runnable"]
+__all__ = ["Attack", "CurveObjective", "Loss", "Point", "Pull", "called", "digest", "runnable"]
 
 Loss = Callable[[Any, Any], Any]
 Attack = Callable[[nn.Module, Any, Any], Any]
@@ -56,6 +59,8 @@ class CurveObjective:
         self, curve: Curve, model: nn.Module, *, loss: Loss | None = None, weight_decay: float = 0.0,
         attack: Attack | None = None, precision: torch.dtype | None = None, seed: int = 0, pull: Pull | None = None,
     ) -> None:  # fmt: skip
+        if not 0.0 <= weight_decay < math.inf:
+            raise InputError("no such weight decay", given=f"weight_decay={weight_decay!r}", expected="0 or more")
         self.curve, self.custom, self.weight_decay, self.attack = curve, loss, weight_decay, attack
         self.precision, self.pull = precision, pull
         self.module = runnable(model, curve.control_point(0))
@@ -118,14 +123,17 @@ class CurveObjective:
 
     def record(self) -> dict[str, Any]:
         """What identifies the objective."""
-        ends = [digest(list(end.values())) for end in self.curve.ends]
+        ends = [digest([*end.values(), *self.curve.frozen(i).values()]) for i, end in enumerate(self.curve.ends)]
         about = {"kind": self.curve.kind, "bends": self.curve.bends, "weight_decay": self.weight_decay}
-        return {**about, "ends": ends, "attack": repr(self.attack), "loss": getattr(self.custom, "__name__", "default")}
+        return {**about, "ends": ends, "attack": called(self.attack), "loss": called(self.custom, "default")}
 
 
 def runnable(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
     """A copy of `model` in training mode, for `Point`: its own parameters are views of `values` and take no memory."""
     module = iterated(copy_of(model).train())
+    for layer in module.modules():
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+            layer.sparse = False  # a sparse gradient cannot join those of the other tensors in one buffer
     for name, parameter in module.named_parameters():
         if name in values:
             parameter.data = values[name]
@@ -139,6 +147,16 @@ def _decaying(point: Tensor, decay: float) -> Callable[[Tensor], None]:
         gradient.add_(point, alpha=decay)
 
     return hook
+
+
+def called(thing: Any, otherwise: str = "None") -> str:
+    """What a loss or an attack is called, alike in every process: its text without addresses in memory.
+
+    Example:
+        >>> called(None, "default"), called(torch.relu), called(nn.MSELoss())
+        ('default', '<built-in method relu of type object>', 'MSELoss()')
+    """
+    return otherwise if thing is None else re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def digest(tensors: list[Tensor]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,14 +13,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from pyalign._atomic import replacing
-from pyalign.errors import CheckpointError, InputError, NonFiniteError, PyalignWarning
-from pyalign.paths.measure import evaluate
+from pyalign.errors import CheckpointError, InputError, NonFiniteError
+from pyalign.paths.measure import evaluate, warn_of_stale_statistics
 from pyalign.paths.path import Path
 from pyalign.paths.plane_record import PlaneRecord
 from pyalign.paths.planes import Plane, grid
-from pyalign.paths.point import digest
+from pyalign.paths.point import called, digest
 from pyalign.statistics.batches import repeatable
-from pyalign.statistics.batchnorm import has_batchnorm, reestimate_batchnorm
+from pyalign.statistics.batchnorm import reestimate_batchnorm
+from pyalign.symmetry.calls import state_of
 
 __all__ = ["plane"]
 
@@ -78,11 +78,12 @@ def plane(
         >>> len(record.loss), len(record.loss[0]), record.anchors[0]
         (3, 3, (0.0, 0.0))
     """
-    if isinstance(resolution, bool) or not isinstance(resolution, int) or resolution < 2 or not margin >= 0.0:
+    whole = isinstance(resolution, int) and not isinstance(resolution, bool)
+    if not (whole and resolution >= 2 and 0.0 <= margin < math.inf):
         raise InputError(
             "no grid can be laid",
             given=f"resolution={resolution!r}, margin={margin!r}",
-            expected="a resolution of 2 or more, a margin of 0 or more",
+            expected="a resolution of 2 or more, a finite margin of 0 or more",
         )
     ground = Plane(a, b, c)
     x, y = grid(ground.anchors, resolution, margin)
@@ -90,14 +91,11 @@ def plane(
     shared = recalibrate is data
     data = repeatable(data, len(places) * (2 if shared else 1))
     recalibrate = data if shared else None if recalibrate is None else repeatable(recalibrate, len(places))
-    if recalibrate is None and has_batchnorm(a):
-        warnings.warn(
-            "the models have BatchNorm, whose statistics fit no other point of the plane: pass recalibrate= with "
-            "training batches",
-            PyalignWarning,
-            stacklevel=2,
-        )
-    found = _Found(checkpoint, {"anchors": [digest(list(m.parameters())) for m in (a, b, c)], "x": x, "y": y})
+    if recalibrate is None:
+        warn_of_stale_statistics(a)
+    measured = {"loss": called(loss), "recalibrated": recalibrate is not None}
+    anchors = [digest(list(state_of(model).values())) for model in (a, b, c)]
+    found = _Found(checkpoint, {"anchors": anchors, "x": x, "y": y, **measured})
     model = ground.at(*places[0])
     hidden = None if progress is None else not progress
     with tqdm(total=len(places), desc="plane", unit="point", initial=len(found.values), disable=hidden) as bar:
@@ -142,7 +140,7 @@ class _Found:
         if kind != FORMAT or theirs != self.identity:
             raise CheckpointError(
                 f"{path} is the checkpoint of another plane",
-                expected="the models, resolution and margin of the run that wrote it",
+                expected="the models, resolution, margin, loss and recalibration of the run that wrote it",
                 do="repeat them, or name another file",
             )
 

@@ -97,6 +97,8 @@ class Settings:
             )
         if not (isinstance(self.lr, (int, float)) and math.isfinite(self.lr) and self.lr >= 0):
             raise InputError("lr is no learning rate", given=f"lr={self.lr!r}", expected="a finite number, 0 or more")
+        if self.clip is not None and not self.clip > 0.0:
+            raise InputError("gradients cannot be clipped so", given=f"clip={self.clip!r}", expected="above 0, or None")
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise InputError(
                 "checkpoints cannot be that often", given=f"every={self.every!r}", expected="1 step or more"

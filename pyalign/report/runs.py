@@ -133,7 +133,7 @@ def _paths(run: Run) -> Iterator[Section]:
         Picture(
             barrier_figure(run.paths, quantity=quantity),
             f"Line chart of the {quantity} over the position t from model A to model B, for {_listed(run.paths)}.",
-            f"{quantity.capitalize()} at {len(next(iter(run.paths.values())).t)} positions.",
+            f"{quantity.capitalize()} at {_positions(run.paths)} positions.",
         )
         for quantity in (("loss", "accuracy") if graded else ("loss",))
     ]
@@ -147,6 +147,11 @@ def _paths(run: Run) -> Iterator[Section]:
         "the path is better than its ends. The mean over arc does not depend on how fast a curve is run through."
     )
     yield Section("From model A to model B", [text], [*tiles, *pictures, *tables])
+
+
+def _positions(paths: Mapping[str, Barrier]) -> str:
+    counts = sorted({len(record.t) for record in paths.values()})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
 
 
 def _worst(record: Barrier) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyalign.errors import InputError
 from pyalign.paths.fit import SGD
 from pyalign.paths.losses import mean_loss
-from pyalign.paths.point import Attack, Loss
+from pyalign.paths.point import Attack, Loss, called
 from pyalign.paths.training import Callback, Settings, train
 from pyalign.statistics.batches import split
 from pyalign.statistics.forward import respond
@@ -123,4 +123,4 @@ class _ModelObjective:
     def record(self) -> dict[str, Any]:
         """What identifies the objective; the model's first weights are drawn anew, so they do not."""
         shapes = [tuple(p.shape) for p in self.parameters]
-        return {"shapes": shapes, "attack": repr(self.attack), "loss": getattr(self.custom, "__name__", "default")}
+        return {"shapes": shapes, "attack": called(self.attack), "loss": called(self.custom, "default")}

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from pyalign.errors import InputError
 from pyalign.paths import Barrier, Path
-from pyalign.paths.measure import evaluate
+from pyalign.paths.measure import evaluate, warn_of_stale_statistics
 from pyalign.paths.path import checked_t
 from pyalign.paths.point import Attack
 from pyalign.paths.randomness import forked
@@ -127,6 +127,8 @@ def robust_measure(
     data = repeatable(data, 2 * len(positions))
     recalibrate = data if shared else None if recalibrate is None else repeatable(recalibrate, 2 * len(positions))
     model, victim = path.at(positions[0]), path.at(positions[0])
+    if recalibrate is None:
+        warn_of_stale_statistics(model)
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.is_cuda})
     hidden = None if progress is None else not progress
     found: dict[str, list[tuple[float, float | None, int]]] = {"clean": [], "robust": []}

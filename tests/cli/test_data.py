@@ -81,6 +81,19 @@ def test_the_draw_depends_on_the_seed_alone(images):
     assert len({str(order) for order in orders.values()}) > 1
 
 
+@pytest.mark.parametrize("text", ["folder", "digits:test"])
+def test_training_draws_a_new_order_for_every_pass(images, text):
+    data = load_data(str(images) if text == "folder" else text, options("--limit", "6", "--batch", "3"), shuffle=True)
+    torch.manual_seed(0)
+    first, second = ([(x, y) for batch in data for x, y in zip(*batch, strict=True)] for _ in range(2))
+    torch.manual_seed(0)
+    again = [x for batch in data for x in batch[0]]
+    assert all(torch.equal(x, y) for x, (y, _) in zip(again, first, strict=True))
+    assert any(not torch.equal(x, y) for (x, _), (y, _) in zip(first, second, strict=True))
+    key = lambda pair: (int(pair[1]), pair[0].flatten().tolist())  # noqa: E731
+    assert sorted(map(key, first)) == sorted(map(key, second))
+
+
 def test_images_are_decoded_once_and_again_when_there_is_no_room(images, monkeypatch):
     folder = ImageFolder(images, batch=4)
     decoded = []

@@ -152,6 +152,18 @@ def test_hugging_face_folders_go_in_and_out(folders, capsys):
 
 
 @pytest.mark.hf
+def test_a_curve_between_folders_is_measured_with_one_of_them(folders, capsys):
+    curve, data = folders / "curve.safetensors", ("--data", "digits:test", "--limit", "64")
+    pair = ("--a", folders / "a", "--b", folders / "b")
+    assert pyalign(capsys, "curve", *pair, *data, "--steps", "2", "--out", curve).code == 0
+    words = ("--model", folders / "a", "--curve", curve, *data, "--recalibrate")
+    measured = pyalign(capsys, "evaluate", *words, "--points", "3", "--json").json()
+    assert len(measured["loss"]) == 3 and measured["settings"]["taken"] == 2
+    plane = pyalign(capsys, "plane", *words, "--resolution", "2", "--save", folders / "plane.json", "--json").json()
+    assert plane["anchor_loss"][:2] == pytest.approx([measured["loss"][0], measured["loss"][-1]], rel=1e-5)
+
+
+@pytest.mark.hf
 def test_folders_are_aligned_by_weights_without_data_or_models(folders, capsys, monkeypatch):
     pair = ("--a", folders / "a", "--b", folders / "b")
     before = io.load_model(folders / "b")

@@ -6,7 +6,7 @@ from paths.helpers_paths import classifier, labelled
 from torch import nn
 
 import pyalign
-from pyalign.errors import InputError
+from pyalign.errors import InputError, PyalignWarning
 from pyalign.paths import Correlations, Curve, LinearPath, correlations
 
 
@@ -35,7 +35,9 @@ def test_the_best_order_undoes_a_shuffle():
 
 def test_recalibration_is_used_at_both_points():
     data, path = labelled((32, 32)), Curve(classifier(0), classifier(1))
-    stale, fresh = (correlations(path, data, points=3, recalibrate=r) for r in (None, data))
+    with pytest.warns(PyalignWarning, match="recalibrate="):
+        stale = correlations(path, data, points=3)
+    fresh = correlations(path, data, points=3, recalibrate=data)
     assert stale.slots[0][1] != fresh.slots[0][1] and fresh.slots[0][0] == pytest.approx(1.0, abs=1e-6)
     assert fresh.mean() == fresh.slots[0] and Correlations.from_dict(fresh.to_dict()) == fresh
 

@@ -122,6 +122,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         curve(classifier(0), classifier(1), labelled(), steps=2, checkpoint=path)
 
 
+def test_a_checkpoint_of_other_frozen_weights_is_refused(tmp_path):
+    a, b, path = classifier(0), classifier(1), tmp_path / "run.safetensors"
+    a[0].weight.requires_grad_(False)
+    b[0].weight.data.copy_(a[0].weight)  # a backbone that both share
+    curve(a, b, labelled(), steps=2, checkpoint=path)
+    curve(a, b, labelled(), steps=2, checkpoint=path)
+    for model in (a, b):
+        model[0].weight.data.add_(1.0)
+    with pytest.raises(CheckpointError, match="another run"):
+        curve(a, b, labelled(), steps=2, checkpoint=path)
+
+
 def test_a_loss_that_turns_nan_stops_and_keeps_the_checkpoint(tmp_path):
     path = tmp_path / "run.safetensors"
     calls = []
@@ -182,6 +194,8 @@ def test_weights_that_turn_nan_do_not_replace_the_checkpoint(tmp_path):
         ({"steps": 1, "lr": -0.1}, InputError, "lr=-0.1"),
         ({"steps": 1, "optimizer": torch.optim.LBFGS}, InputError, "LBFGS.*no closure"),
         ({"steps": 1, "every": 0}, InputError, "every=0"),
+        ({"steps": 1, "clip": -1.0}, InputError, "clip=-1.0"),
+        ({"steps": 1, "weight_decay": float("nan")}, InputError, "weight_decay=nan"),
         ({"steps": 1, "bends": 0}, InputError, "at least one bend"),
     ],
 )
@@ -258,6 +272,38 @@ def test_any_model_trains():
     assert "head.weight" not in path.layout.names and "shift" not in path.layout.names
     torch.testing.assert_close(path.at(0.25).shift, 0.75 * a.shift + 0.25 * b.shift)
     assert path.evaluate(data, points=5).summary().mean < start.evaluate(data, points=5).summary().mean
+
+
+def test_gradients_of_sparse_embeddings_join_the_others():
+    def ends(sparse):
+        torch.manual_seed(0)
+        return [nn.Sequential(nn.Embedding(7, 4, sparse=sparse), nn.Flatten(), nn.Linear(8, 3)) for _ in "ab"]
+
+    data = [(torch.tensor([[0, 1], [2, 2]]), torch.tensor([0, 2]))]
+    sparse, dense = (curve(*ends(kind), data, steps=3).state(0.5) for kind in (True, False))
+    assert same(sparse, dense)
+
+
+def test_a_run_with_functions_goes_on_in_another_process(tmp_path):
+    """A function is another object in another process: what a checkpoint tells of it must be the same."""
+
+    def functions():
+        def attack(model, inputs, targets):
+            return inputs + 0.1
+
+        def loss(output, targets):
+            return F.cross_entropy(output, targets, label_smoothing=0.1)
+
+        return {"attack": attack, "loss": loss}
+
+    given = {"model_a": classifier(0), "model_b": classifier(1), "data": labelled(), "epochs": 2}
+    whole = curve(**given, **functions())
+    checkpoint, kept = tmp_path / "run.safetensors", functions()
+    curve(**given, **kept, checkpoint=checkpoint, callback=lambda step: step.step == 4)
+    rest = curve(**given, **functions(), checkpoint=checkpoint)
+    assert same(rest.state(0.5), whole.state(0.5)) and rest.history == whole.history
+    with pytest.raises(CheckpointError, match="loss="):
+        curve(**given, attack=kept["attack"], loss=nn.CrossEntropyLoss(), checkpoint=checkpoint)
 
 
 def test_the_attack_sees_the_same_point_as_the_step():

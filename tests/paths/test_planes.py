@@ -87,12 +87,22 @@ def test_an_interrupted_plane_goes_on_where_it_was(tmp_path):
     assert len(calls) == 100 + 3 * 8
     flat = [x for row in record.loss for x in row]
     assert flat == pytest.approx([x for row in whole.loss for x in row])
-    for change in ({"resolution": 4}, {"margin": 0.5}):
+    given = {"resolution": 3, "loss": loss}
+    for change in ({"resolution": 4}, {"margin": 0.5}, {"loss": None}, {"recalibrate": labelled()}):
         with pytest.raises(CheckpointError, match="another plane"):
-            plane(*models, labelled(), **{"resolution": 3, **change}, checkpoint=path)
+            plane(*models, labelled(), **{**given, **change}, checkpoint=path)
     path.write_text("{")
     with pytest.raises(CheckpointError, match="cannot be read"):
         plane(*models, labelled(), resolution=3, checkpoint=path)
+
+
+def test_a_checkpoint_of_other_batchnorm_statistics_is_refused(tmp_path):
+    models, path = [classifier(seed) for seed in range(3)], tmp_path / "plane.json"
+    with pytest.warns(PyalignWarning, match="recalibrate="):
+        plane(*models, labelled(), resolution=2, checkpoint=path)
+    models[0][1].running_mean.add_(1.0)
+    with pytest.raises(CheckpointError, match="another plane"), pytest.warns(PyalignWarning):
+        plane(*models, labelled(), resolution=2, checkpoint=path)
 
 
 def test_an_overflowing_corner_is_infinite_and_survives_json():
@@ -117,6 +127,7 @@ def test_an_overflowing_corner_is_infinite_and_survives_json():
         ({"resolution": 1}, InputError, "no grid"),
         ({"margin": -0.1}, InputError, "no grid"),
         ({"margin": float("nan")}, InputError, "no grid"),
+        ({"margin": float("inf")}, InputError, "no grid"),
         ({"c": classifier(1, norm=False)}, InputError, "on one line"),
         ({"b": classifier(0, norm=False)}, InputError, "on one line"),
         ({"c": classifier(2)}, MismatchError, "model c does not have the architecture"),

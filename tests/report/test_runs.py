@@ -77,6 +77,12 @@ def test_parts_that_were_not_measured_are_left_out():
         run_page(Run("empty"))
 
 
+def test_paths_of_different_lengths_tell_their_positions():
+    paths = {"a": Barrier((0.0, 1.0), (1.0, 2.0)), "b": Barrier((0.0, 0.5, 1.0), (1.0, 2.0, 1.0))}
+    assert "Loss at 2 to 3 positions." in run_page(Run("two", paths=paths))
+    assert "Loss at 3 positions." in run_page(Run("one", paths={"b": paths["b"]}))
+
+
 def test_figures_are_exported_in_both_formats(tmp_path):
     written = export_figures(run(), tmp_path)
     names = {path.stem for path in written}
@@ -90,7 +96,8 @@ def test_figures_are_exported_in_both_formats(tmp_path):
 def test_the_command_makes_the_page_from_files(tmp_path, capsys):
     found = run()
     contents = {
-        "line": found.paths["line"].to_dict(), "curve": found.paths["curve"].to_dict(),
+        "line": found.paths["line"].to_dict(),
+        "curve": {**found.paths["curve"].to_dict(), "settings": {"lr": 0.03, "clip": None, "optimizer": {"n": "SGD"}}},
         "plane": found.planes["through the curve"].to_dict(), "layers": found.correlations["curve"].to_dict(),
         "robust": found.robust["curve"].to_dict(),
         "found": {"groups": [{"name": "conv1", "correlation_before": 0.1, "correlation_after": 0.8}]},
@@ -103,6 +110,9 @@ def test_the_command_makes_the_page_from_files(tmp_path, capsys):
         assert outcome.code == 0, outcome.err
         html = (tmp_path / "r.html").read_text()
         assert len(list(read(html).all("figure"))) == FIGURES and "my curve" in html
+        cells = [element.text() for kind in ("th", "td") for element in read(html).all(kind)]
+        assert {"my curve: lr", "0.03", "my curve: optimizer", "SGD", "seed", "7"} <= set(cells)
+        assert "my curve: clip" not in cells
         (tmp_path / "bad.json").write_text("[1]")
         assert pyalign(capsys, "report", "bad.json", "--out", "x.html").code == 1
         assert pyalign(capsys, "report", "line.json", "--setting", "seed", "--out", "x.html").code == 2

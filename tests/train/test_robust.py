@@ -9,7 +9,7 @@ from paths.helpers_paths import classifier, labelled
 from torch import nn
 
 import pyalign
-from pyalign.errors import CheckpointError, DataError, InputError, NonFiniteError
+from pyalign.errors import CheckpointError, DataError, InputError, NonFiniteError, PyalignWarning
 from pyalign.paths import LinearPath, measure
 from pyalign.train import PGD, Normalised, RobustRecord, attacked, fit, robust_measure
 
@@ -141,6 +141,8 @@ def test_clean_and_robust_numbers_along_a_path():
     assert robust_measure(path, data, attack, points=3, recalibrate=data) == record
     assert RobustRecord.from_dict(record.to_dict()) == record
     assert all(torch.equal(m.state_dict()[n], v) for m, s in zip((a, b), before, strict=True) for n, v in s.items())
+    with pytest.warns(PyalignWarning, match="recalibrate="):
+        assert robust_measure(path, data, attack, points=3) != record
     for wrong in ({"points": 1}, {"t": [2.0]}):
         with pytest.raises(InputError):
             robust_measure(path, data, attack, **wrong)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> Answer:
     found = curve(
         model_a,
         model_b if alignment is None else alignment.apply(model_b),
-        load_data(args.data, args),
+        load_data(args.data, args, shuffle=True),
         kind=args.kind,
         bends=args.bends,
         steps=args.steps,

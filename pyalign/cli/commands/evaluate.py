@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> Answer:
     written = [args.plot] if args.plot else []
     plot = terminal_plot({"loss": (measured.t, measured.loss)}, unicode=can_print("█│●"))
     text = "\n".join([str(measured), "", plot, *(f"wrote {path}" for path in written)])
-    return Answer(text, {**measured.to_dict(), "planarity": curve.planarity, "written": written})
+    # How the curve was fitted, for whoever reads the numbers; the names of all parameters are of no use there.
+    settings = {name: value for name, value in curve.settings.items() if name != "parameters"}
+    about = {"planarity": curve.planarity, "settings": settings, "written": written}
+    return Answer(text, {**measured.to_dict(), **about})
 
 
 def _draw(measured: CurveRecord, path: str) -> None:

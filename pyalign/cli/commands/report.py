@@ -43,24 +43,39 @@ def run(args: argparse.Namespace) -> Answer:
     if wrong:
         raise UsageError(f"--setting: {wrong[0]!r} is no NAME=TEXT")
     found: dict[str, dict[str, Any]] = {}
+    settings = dict(text.split("=", 1) for text in args.setting)
     for text in args.records:
-        name, _, file = text.rpartition("=")
-        kind, record = _record(Path(file))
-        found.setdefault(kind, {})[name or Path(file).stem] = record
-    made = Run(args.title, args.lead, settings=dict(text.split("=", 1) for text in args.setting), **found)
+        given, _, file = text.rpartition("=")
+        name, content = given or Path(file).stem, _content(Path(file))
+        kind, record = _record(Path(file), content)
+        found.setdefault(kind, {})[name] = record
+        settings |= {f"{name}: {key}": text for key, text in _settings(content).items()}
+    made = Run(args.title, args.lead, settings=settings, **found)
     write_text(args.out, run_page(made))
     figures = [] if args.figures is None else [str(path) for path in export_figures(made, args.figures)]
     written = [args.out, *figures]
     return Answer("\n".join(f"wrote {path}" for path in written), {"written": written})
 
 
-def _record(path: Path) -> tuple[str, Any]:
-    """What a file holds, told by its entries."""
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as failure:
         raise InputError(f"{path} is no JSON ({failure})", do="name a file written with --json or --save") from failure
-    keys = set(content) if isinstance(content, dict) else set()
+    return content if isinstance(content, dict) else {}
+
+
+def _settings(content: dict[str, Any]) -> dict[str, str]:
+    """How a curve was fitted, where its record tells: what was set, as texts."""
+    settings = content.get("settings")
+    given = settings.items() if isinstance(settings, dict) else ()
+    flat = {k: ", ".join(map(str, v.values())) if isinstance(v, dict) else v for k, v in given if k != "ends"}
+    return {name: str(value) for name, value in flat.items() if value is not None}
+
+
+def _record(path: Path, content: dict[str, Any]) -> tuple[str, Any]:
+    """What a file holds, told by its entries."""
+    keys = set(content)
     if "anchors" in keys:
         return "planes", PlaneRecord.from_dict(content)
     if "slots" in keys:
