@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 import pyalign
 from benchmarks.studies.data import Absent
-from benchmarks.studies.moe_networks import Text, scratch, tinyshakespeare, trained, transplanted
+from benchmarks.studies.moe_networks import Text, Training, scratch, tinyshakespeare, trained, transplanted
+from benchmarks.studies.moe_tables import Ranking, Row, failures, write
 from pyalign._atomic import json_text, replacing
 from pyalign.matching import WeightMatching, expert_orders
 from pyalign.matching.experts import EXPERTS, expert_groups, units_by_weights
@@ -31,52 +32,59 @@ from pyalign.paths import expert_overlap
 from pyalign.symmetry import Alignment, Kind, ScaledPermutation, SymmetrySpec, Transform, state_of
 from pyalign.symmetry.elements import following
 
-MOST_LEFT, MOST_RANK = 0.1, 5
 RANKED = (0.0, 0.5, 1.0)
 """Positions at which each of all orders of the experts is measured."""
+STATISTICS = 8
+"""Batches of 32 training windows for matching by activations."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained and measured; the first layer's top-2 mixture is also trained for `longer` steps."""
+    """How much is trained and measured; the first layer's top-2 mixture also in variants (name, steps, how)."""
 
     kinds: tuple[str, ...]
     layers: tuple[str, ...]
     length: int
     batch: int
     steps: int
-    longer: int
+    variants: tuple[tuple[str, int, Training], ...]
     scratch_kinds: tuple[str, ...]
     scratch_steps: int
     width: int
     depth: int
     windows: int
     points: int
+    training: Training = field(default_factory=Training)
 
 
+SMALL = Training(hidden=512, deviation=0.005)
+"""Weights that begin small, so that what is learnt outweighs what was drawn: only the former can be matched."""
 SCALES = {
-    "tiny": Scale(("top2",), ("first",), 16, 2, 2, 0, ("top2",), 2, 16, 1, 4, 3),
-    "cpu": Scale(("dense", "top2", "shared"), ("first", "all"), 64, 8, 300, 1500, ("top2",), 800, 64, 2, 16, 25),
+    "tiny": Scale(("top2",), ("first",), 16, 2, 2, (), ("top2",), 2, 16, 1, 4, 3),
+    "cpu": Scale(
+        ("dense", "top2", "shared"), ("first", "all"), 64, 8, 300,
+        (("frozen top2 first longer", 900, SMALL), ("control top2 first", 300, Training())), ("top2",), 800, 64, 2, 64,
+        25, SMALL,
+    ),
     "full": Scale(
-        ("dense", "top2", "shared"), ("first", "all"), 128, 64, 5000, 0, ("dense", "top2", "shared"), 10000, 128, 4,
-        512, 25,
+        ("dense", "top2", "shared"), ("first", "all"), 128, 64, 5000, (), ("dense", "top2", "shared"), 10000, 128, 4,
+        512, 25, SMALL,
     ),
 }  # fmt: skip
 
 
 def pairs(scale: Scale, text: Text, work: Path) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Two trained networks for every setting; names begin with "frozen" or "scratch"."""
+    """Two trained networks for every setting; names begin with "frozen", "control" or "scratch"."""
     found: dict[str, tuple[nn.Module, nn.Module]] = {}
-    settings = [(kind, layers, scale.steps, "") for layers in scale.layers for kind in scale.kinds]
-    settings += [("top2", "first", scale.longer, " longer")] if scale.longer else []
-    for kind, layers, steps, more in settings:
-        name = f"frozen {kind} {layers}{more}"
+    settings = {f"frozen {k} {at}": (k, at, scale.steps, scale.training) for at in scale.layers for k in scale.kinds}
+    settings |= {name: ("top2", "first", steps, how) for name, steps, how in scale.variants}
+    for name, (kind, layers, steps, how) in settings.items():
         ends = [
-                trained(
-                    transplanted(kind, layers, seed), text, work / f"{name.replace(' ', '_')}_{seed}.safetensors",
-                    steps=steps, batch=scale.batch, lr=3e-3, seed=seed,
-                )
-                for seed in (1, 2)
+            trained(
+                transplanted(kind, layers, seed, how), text, work / f"{name.replace(' ', '_')}_{seed}.safetensors",
+                steps=steps, batch=scale.batch, seed=seed, how=how,
+            )
+            for seed in (1, 2)
         ]  # fmt: skip
         found[name] = ends[0], ends[1]
     for kind in scale.scratch_kinds:
@@ -85,7 +93,7 @@ def pairs(scale: Scale, text: Text, work: Path) -> dict[str, tuple[nn.Module, nn
             trained(
                 scratch(kind, seed, scale.width, scale.depth), text,
                 work / f"{name.replace(' ', '_')}_{seed}.safetensors",
-                steps=scale.scratch_steps, batch=2 * scale.batch, lr=3e-3, seed=seed,
+                steps=scale.scratch_steps, batch=2 * scale.batch, seed=seed, how=Training(),
             )
             for seed in (1, 2)
         ]  # fmt: skip
@@ -93,32 +101,13 @@ def pairs(scale: Scale, text: Text, work: Path) -> dict[str, tuple[nn.Module, nn
     return found
 
 
-@dataclass(frozen=True)
-class Row:
-    """One way to align one pair, and the line between the two networks."""
-
-    setting: str
-    method: str
-    loss: tuple[float, ...]
-    barrier: float
-    orders: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    overlap: float | None = None
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Every order of four experts with its best inner matching, by the barrier that is left; the found ones' ranks."""
-
-    setting: str
-    barriers: dict[str, float]
-    found: dict[str, str]
-
-    def rank(self, method: str) -> int:
-        """Place of the order a method found, 1 for the best."""
-        return 1 + sum(b < self.barriers[self.found[method]] for b in self.barriers.values())
-
-
-def frozen(name: str, ends: tuple[nn.Module, nn.Module], data: list[tuple[Tensor, Tensor]], points: int) -> list[Row]:
+def frozen(
+    name: str,
+    ends: tuple[nn.Module, nn.Module],
+    inputs: list[Tensor],
+    data: list[tuple[Tensor, Tensor]],
+    points: int,
+) -> list[Row]:
     """A pair whose networks differ in their mixtures only: nothing else is moved."""
     a, b = ends
     spec = mixtures_only(a, data[0][0][:8])
@@ -130,6 +119,8 @@ def frozen(name: str, ends: tuple[nn.Module, nn.Module], data: list[tuple[Tensor
             rows.append(measured(name, how, found, a, b, data, points))
         else:
             rows.append(replace(known, method=how))
+    seen = pyalign.align(a, b, inputs, method="activation", spec=spec, verify=False)
+    rows.append(measured(name, "activations", seen, a, b, data, points))
     kept = units_inside(spec, {g: tuple(range(spec.groups[g].size)) for g in expert_groups(spec)}, a, b)
     return [*rows, measured(name, "units only", kept, a, b, data, points)]
 
@@ -198,65 +189,6 @@ def ranked(name: str, ends: tuple[nn.Module, nn.Module], data: Any, rows: Sequen
     return Ranking(name, barriers, found)
 
 
-def markdown(rows: Sequence[Row], rankings: Sequence[Ranking], settings: dict[str, Any]) -> str:
-    """The tables of the study."""
-    out = [
-        "| networks | aligned by | loss at the ends | in the middle | barrier | of naive | least overlap of experts |"
-    ]
-    out += ["|---|---|---|---|---|---|---|"]
-    for row in rows:
-        naive = next(r.barrier for r in rows if r.setting == row.setting and r.method == "none")
-        share = f"{100 * row.barrier / naive:.1f} %" if naive > 0 else ""
-        overlap = "" if row.overlap is None else f"{row.overlap:.2f}"
-        ends = f"{row.loss[0]:.3f}, {row.loss[-1]:.3f}"
-        middle = f"{row.loss[len(row.loss) // 2]:.3f}"
-        out.append(f"| {row.setting} | {row.method} | {ends} | {middle} | {row.barrier:.4f} | {share} | {overlap} |")
-    out += ["", "| networks | order of | rank among 24 orders | barrier | best | worst | median |"]
-    out += ["|---|---|---|---|---|---|---|"]
-    for ranking in rankings:
-        every = sorted(ranking.barriers.values())
-        for method, order in ranking.found.items():
-            cells = [ranking.setting, method, str(ranking.rank(method)), f"{ranking.barriers[order]:.4f}"]
-            cells += [f"{x:.4f}" for x in (every[0], every[-1], every[len(every) // 2])]
-            out.append("| " + " | ".join(cells) + " |")
-    out += ["", settings["words"], "", *(f"Falls short: {line}." for line in failures(rows, rankings))]
-    return "\n".join(out) + "\n"
-
-
-def failures(rows: Sequence[Row], rankings: Sequence[Ranking]) -> list[str]:
-    """What falls short of the paper: a tenth of the naive barrier in frozen networks, an order among the best five."""
-    found = []
-    for row in (r for r in rows if r.setting.startswith("frozen") and r.method == "exact"):
-        naive = next(r.barrier for r in rows if r.setting == row.setting and r.method == "none")
-        if row.barrier > MOST_LEFT * naive:
-            found.append(f"{row.setting}: barrier {100 * row.barrier / naive:.1f} % of naive, expected at most 10 %")
-    for ranking in rankings:
-        if ranking.rank("exact") > MOST_RANK:
-            found.append(
-                f"{ranking.setting}: the exact order ranks {ranking.rank('exact')}, expected at most {MOST_RANK}"
-            )
-    return found
-
-
-def write(folder: Path, rows: Sequence[Row], rankings: Sequence[Ranking], settings: dict[str, Any]) -> str:
-    """Write JSON and Markdown, each whole or not at all; return the Markdown."""
-    table = markdown(rows, rankings, settings)
-    ranks = [{**asdict(r), "ranks": {m: r.rank(m) for m in r.found}} for r in rankings]
-    content = {
-        "settings": settings,
-        "falls_short": failures(rows, rankings),
-        "rows": [asdict(r) for r in rows],
-        "rankings": ranks,
-    }
-    for file, text in (
-        ("moe.json", json.dumps(content, indent=1) + "\n"),
-        ("moe.md", "# Mixtures of experts of two seeds\n\n" + table),
-    ):
-        with replacing(folder / file) as temporary:
-            temporary.write_text(text)
-    return table
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study; finished pairs are read from the work folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -273,33 +205,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"skipped: {reason}")
         return 0
     data = text.batches(scale.windows, 8)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [text.draw(32, generator)[0] for _ in range(STATISTICS)]
     rows: list[Row] = []
     rankings: list[Ranking] = []
     for name, both in ends.items():
         done = options.work / f"{name.replace(' ', '_')}.json"
         if not done.is_file():
-            study(name, both, data, scale.points, done)
+            study(name, both, inputs, data, scale.points, done)
         content = json.loads(done.read_text())
         rows += [Row(**row) for row in content["rows"]]
         rankings += [Ranking(**r) for r in content["rankings"]]
     settings = {**asdict(scale), "torch": torch.__version__, "pyalign": pyalign.__version__}
-    settings["words"] = (
-        f"Character GPT on tinyshakespeare; two seeds each; {scale.windows} test windows of {scale.length} characters, "
-        f"{scale.points} points of t. Frozen: the trained network of the pairs, its first or all FFNs replaced by four "
-        f"experts and trained for {scale.steps} steps of {scale.batch} windows (longer: {scale.longer}), all else as "
-        f"it was. Units only: experts in the order they have. Scratch: {scale.depth} layers of {scale.width} units, "
-        f"{scale.scratch_steps} steps. Orders are ranked by their barrier at t = 0, .5, 1. {platform.machine()}, "
-        f"torch {torch.__version__}."
-    )
+    settings["words"] = words(scale)
     print(write(options.out, rows, rankings, settings))
     return 1 if failures(rows, rankings) else 0
 
 
-def study(name: str, ends: tuple[nn.Module, nn.Module], data: Any, points: int, done: Path) -> None:
+def words(scale: Scale) -> str:
+    """What was trained and measured, for below the tables."""
+    variants = "; ".join(f"{name}: {steps} steps, {told(how)}" for name, steps, how in scale.variants)
+    return (
+        f"Character GPT on tinyshakespeare; two seeds each; {scale.windows} test windows of {scale.length} characters, "
+        f"{scale.points} points of t. Frozen: the trained network of the pairs, its first or all FFNs replaced by four "
+        f"experts and trained for {scale.steps} steps of {scale.batch} windows, {told(scale.training)}, all else as it "
+        f"was. {variants + '. ' if variants else ''}Units only: experts in the order they have. Scratch: {scale.depth} "
+        f"layers of {scale.width} units, {scale.scratch_steps} steps. Orders are ranked by their barrier at t = 0, .5, "
+        f"1. {platform.machine()}, torch {torch.__version__}."
+    )
+
+
+def told(how: Training) -> str:
+    """A training in words."""
+    begin = "as torch draws them" if how.deviation is None else f"with a deviation of {how.deviation}"
+    return f"{how.hidden} units an expert, weights begun {begin}, rate {how.lr}, decay {how.decay}"
+
+
+def study(
+    name: str, ends: tuple[nn.Module, nn.Module], inputs: list[Tensor], data: Any, points: int, done: Path
+) -> None:
     """Measure one pair and leave the result in its file."""
-    kind = name.split()[0]
-    rows = frozen(name, ends, data, points) if kind == "frozen" else from_scratch(name, ends, data, points)
-    rankings = [ranked(name, ends, data, rows)] if kind == "frozen" and " first" in name else []
+    if name.startswith("scratch"):
+        rows = from_scratch(name, ends, data, points)
+    else:
+        rows = frozen(name, ends, inputs, data, points)
+    rankings = [ranked(name, ends, data, rows)] if " first" in name else []
     content = {"rows": [asdict(r) for r in rows], "rankings": [asdict(r) for r in rankings]}
     with replacing(done) as temporary:
         temporary.write_text(json_text(content))

@@ -81,11 +81,28 @@ class Mixture(nn.Module):
         return out if self.shared is None else out + self.shared(x)
 
 
+@dataclass(frozen=True)
+class Training:
+    """How mixtures begin and are trained.
+
+    Args:
+        hidden: Units of each expert in a frozen network.
+        deviation: Of the normal distribution the first weights are drawn from, biases being 0; None: as torch draws.
+        decay: Of weights, as AdamW has it; biases have none.
+        lr: The largest rate.
+    """
+
+    hidden: int = 256
+    deviation: float | None = None
+    decay: float = 0.01
+    lr: float = 3e-3
+
+
 def _expert(width: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-def transplanted(kind: str, layers: str, seed: int) -> nn.Module:
+def transplanted(kind: str, layers: str, seed: int, how: Training) -> nn.Module:
     """The trained character GPT with mixtures in the place of its first or of all FFNs; all else frozen.
 
     Raises:
@@ -96,7 +113,10 @@ def transplanted(kind: str, layers: str, seed: int) -> nn.Module:
     model.requires_grad_(False)
     torch.manual_seed(seed)
     for block in list(model.blocks)[: 1 if layers == "first" else None]:
-        block.mlp = Mixture(block.ln1.normalized_shape[0], 256, kind)
+        block.mlp = Mixture(block.ln1.normalized_shape[0], how.hidden, kind)
+        for layer in (m for m in block.mlp.modules() if isinstance(m, nn.Linear) and how.deviation is not None):
+            nn.init.normal_(layer.weight, std=how.deviation)
+            nn.init.zeros_(layer.bias)
     return model.eval()
 
 
@@ -110,7 +130,15 @@ def scratch(kind: str, seed: int, width: int, depth: int) -> nn.Module:
 
 
 def trained(
-    model: nn.Module, text: Text, path: Path, *, steps: int, batch: int, lr: float, seed: int, balance: float = 0.01
+    model: nn.Module,
+    text: Text,
+    path: Path,
+    *,
+    steps: int,
+    batch: int,
+    seed: int,
+    how: Training,
+    balance: float = 0.01,
 ) -> nn.Module:
     """The model after training; from its file where it was trained before, from a checkpoint where it was begun.
 
@@ -120,15 +148,17 @@ def trained(
         path: File of the trained weights.
         steps: Of AdamW, with the rate falling to zero as a cosine.
         batch: Windows in a step.
-        lr: The largest rate.
         seed: Of the order of the text.
+        how: Rate and decay.
         balance: Weight of the loss that keeps the experts equally busy (used in training only).
     """
     if path.is_file():
         model.load_state_dict(load_file(path))
         return model.eval()
     own = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(own, lr=lr, betas=(0.9, 0.95))
+    decayed = {"params": [p for p in own if p.dim() > 1], "weight_decay": how.decay}
+    rest = {"params": [p for p in own if p.dim() < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([decayed, rest], lr=how.lr, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator, first = torch.Generator().manual_seed(seed), 0
     halfway = path.with_suffix(".checkpoint")

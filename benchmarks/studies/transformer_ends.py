@@ -94,11 +94,19 @@ def held_out(text: Tensor, count: int = 512, size: int = 64) -> list[tuple[Tenso
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def trained(network: str, seed: int, work: Path) -> nn.Module:
-    """The network of a seed, trained or read back; a training that was stopped goes on."""
+def trained(network: str, seed: int, work: Path, steps: int | None = None) -> nn.Module:
+    """The network of a seed, trained or read back; a training that was stopped goes on.
+
+    Args:
+        network: "gpt" or "vit".
+        seed: Of its weights and of its batches.
+        work: Where its file lies.
+        steps: Of training; None: as many as the recipe says.
+    """
     from safetensors.torch import load_file, save_file
 
     recipe, final = RECIPES[network], work / f"{network}-{seed}.safetensors"
+    steps = recipe.steps if steps is None else steps
     work.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -108,9 +116,9 @@ def trained(network: str, seed: int, work: Path) -> nn.Module:
         if network == "vit":
             data = Augmented(cifar10("train", 50000, seed=0), recipe.batch, seed=1000 + seed)
         else:
-            data = Windows(characters(), recipe.batch, recipe.steps, seed=1000 + seed)
+            data = Windows(characters(), recipe.batch, steps, seed=1000 + seed)
         fit(
-            model, data, steps=recipe.steps, optimizer=torch.optim.AdamW, lr=recipe.lr,
+            model, data, steps=steps, optimizer=torch.optim.AdamW, lr=recipe.lr,
             weight_decay=recipe.weight_decay, schedule=warm_cosine(recipe.warm), clip=1.0, seed=seed,
             checkpoint=work / f"{network}-{seed}.training.safetensors", every=100,
         )  # fmt: skip
@@ -120,10 +128,10 @@ def trained(network: str, seed: int, work: Path) -> nn.Module:
     return model.eval()
 
 
-def ends(network: str, seeds: Sequence[int], work: Path) -> list[nn.Module]:
-    """Networks of one architecture: the shared pair, where there is one, and one for each seed."""
+def ends(network: str, seeds: Sequence[int], work: Path, steps: int | None = None) -> list[nn.Module]:
+    """Networks of one architecture: the shared pair, where there is one, and one for each seed (see `trained`)."""
     shared = list(pair(network)) if network == "gpt" else []
-    return shared + [trained(network, seed, work) for seed in seeds]
+    return shared + [trained(network, seed, work, steps) for seed in seeds]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -134,26 +134,12 @@ class Study:
             return WeightMatching(sweeps=30).match(Problem(a, b, spec))
         start = self.alignment(method.replace("learned", "weight"))
         if everything:
-            start = self._with_units_by_activations(start, a, b)
+            start = units_by_activations(start, a, b, self.given.inputs)
         learned = LearnedMatching(
             start=start, steps=dict(self.scale.steps)[self.network], lr=self.scale.lr,
             checkpoint=path.with_suffix(".search.safetensors"), every=50,
         )  # fmt: skip
         return learned.match(Problem(a, b, spec, self.given.learning))
-
-    def _with_units_by_activations(self, start: Alignment, a: nn.Module, b: nn.Module) -> Alignment:
-        """The start with feed-forward units matched by what they do instead.
-
-        They correlate three times as well as those matched by weights, and learning comes further in as many steps.
-        """
-        spec = derive(a, self.given.inputs[0][:2])
-        seen = ActivationMatching().match(Problem(a, start.apply(b), spec, self.given.inputs))
-        outer = {g.structure.outer for g in start.spec.groups.values() if isinstance(g.structure, Wreath)}
-        elements = dict(start.transforms)
-        for name, group in start.spec.groups.items():
-            if group.kind is Kind.PERMUTATION and name not in outer and name in seen.transforms:
-                elements[name] = composed(seen.transforms[name], elements[name])
-        return start.with_transforms(elements, method=f"{start.method}, units by activations")
 
     def _heads_and_units(self) -> Alignment:
         """Heads and units of the feed-forward layers by their activations; the residual stream stays."""
@@ -162,6 +148,21 @@ class Study:
         stream = max(spec.groups, key=lambda name: len(spec.of(name)))
         stay = spec.identity().transforms[stream]
         return found.with_transforms({**found.transforms, stream: stay})
+
+
+def units_by_activations(start: Alignment, a: nn.Module, b: nn.Module, inputs: list[Any]) -> Alignment:
+    """The start with feed-forward units matched by what they do instead.
+
+    They correlate three times as well as those matched by weights, and learning comes further in as many steps.
+    """
+    spec = derive(a, inputs[0][:2])
+    seen = ActivationMatching().match(Problem(a, start.apply(b), spec, inputs))
+    outer = {g.structure.outer for g in start.spec.groups.values() if isinstance(g.structure, Wreath)}
+    elements = dict(start.transforms)
+    for name, group in start.spec.groups.items():
+        if group.kind is Kind.PERMUTATION and name not in outer and name in seen.transforms:
+            elements[name] = composed(seen.transforms[name], elements[name])
+    return start.with_transforms(elements, method=f"{start.method}, units by activations")
 
 
 def carry_out(scale: Scale, work: Path, methods: Sequence[str] = METHODS) -> dict[str, Any]:
