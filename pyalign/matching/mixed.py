@@ -224,7 +224,12 @@ class _Step:
             return expert_blocks(self.descent.spec, group, *self.products.states, self.only)
         experts = self.descent.mixtures.get(group.name, [])
         apart = frozenset(b.tensor for g in experts for b in self.descent.spec.of(g.name))
-        return self.products.evidence(group, self.mixing, apart)
+        found = self.products.evidence(group, self.mixing, apart)
+        if found is None or not group.kind.scales or len(self.family.groups) > 1 or experts:
+            return found
+        # Units that differ by a factor are told from those that are only large: alike is what shares all it can.
+        missing = self.products.sizes(group).neg_()
+        return Evidence(found.similarity, missing if found.even is None else missing.add_(found.even))
 
     def _expert_costs(self) -> dict[str, Tensor]:
         """Costs by which the order of experts is found where it is not found exactly."""

@@ -89,6 +89,20 @@ class Products:
             sums[2 + _consumed(b)] += two.square().sum(1).cpu()
         return Grams(*sums[:, :, None, None])
 
+    def sizes(self, group: Group) -> Tensor:
+        r"""What each pair of units of A and B would share if they were alike, up to factors; shape (n, n), float32.
+
+        \(\min_s \tfrac12 (a^2 / s + s b^2 + s a'^2 + b'^2 / s) = \sqrt{(a^2 + b'^2) (b^2 + a'^2)}\), with the norms of
+        what produces (a, b) and consumes (a', b') them: their products are never larger.
+        """
+        sums = torch.zeros(2, 2, group.size, dtype=torch.float64)
+        for binding, one, two in self._rows(group):
+            consumed = _consumed(binding)
+            sums[0, consumed] += one.square().sum(1).cpu()
+            sums[1, consumed] += two.square().sum(1).cpu()
+        a, b = sums.float()
+        return torch.as_tensor((a[0][:, None] + b[1]).mul_(a[1][:, None] + b[0]).sqrt_())
+
     def _rows(self, group: Group) -> Iterator[tuple[AxisBinding, Tensor, Tensor]]:
         rows = self.pair.rows(group.name, self.elements, self.only, precise=True)
         return (entry for entry in rows if entry[0].side.power or group.kind.mixes)

@@ -11,6 +11,7 @@ from torch import nn
 import pyalign
 from pyalign import WeightMatching
 from pyalign.matching import scaling
+from pyalign.matching.classes import match_states
 from pyalign.matching.scaling import halfway
 from pyalign.symmetry import derive, state_of
 
@@ -136,3 +137,13 @@ def test_scales_can_be_left_out() -> None:
     moved = spec.random(5).apply(a)
     found = pyalign.align(a, moved, method=WeightMatching(scales=False), spec=spec, verify=False, progress=False)
     assert all(e.scale is None for e in found.transforms.values())
+
+
+def test_units_of_few_weights_are_told_apart_from_factors_over_all_classes() -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 200), nn.ReLU(), nn.Linear(200, 2)).double()
+    spec = derive(model, torch.zeros(2, 2, dtype=torch.float64))
+    moved = spec.random(1).apply(model.state_dict())
+    found = match_states(spec, model.state_dict(), moved, progress=False)
+    assert -found.objective < 1e-20
