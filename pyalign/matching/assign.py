@@ -34,6 +34,11 @@ class Evidence:
     dead_a: Tensor | None = None
     dead_b: Tensor | None = None
 
+    @property
+    def parts(self) -> tuple[tuple[bool, Tensor | None], ...]:
+        """What changes sign with a unit (True) and what does not."""
+        return (True, self.similarity), (False, self.even)
+
     def gain(self, signs: bool) -> Tensor:
         """What matching i with j adds to the objective, under the better sign where signs are free."""
         odd = self.similarity.abs() if signs else self.similarity

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyalign.engine import linear_assignment
 from pyalign.matching.assign import Evidence, children_of, in_blocks, signs_of
 from pyalign.matching.layout import Term
-from pyalign.matching.objective import Objective
+from pyalign.matching.objective import Objective, summed
 from pyalign.symmetry import Group, Kind, ScaledPermutation, SymmetrySpec, Wreath
 
 __all__ = ["Families", "by_blocks"]
@@ -93,7 +93,8 @@ class Families:
             for group, terms in own:
                 _, place = _place(group, elements)
                 parts = [(bool(t.binding.side.power), objective.paired(t, elements, place).cpu()) for t in terms]
-                both = _with(paired[group.name], parts)
+                alone = paired[group.name]
+                both = summed([*(() if alone is None else alone.parts), *parts])
                 if both is not None:
                     elements[group.name] = self._best(group, elements, both)
         return elements
@@ -103,13 +104,10 @@ class Families:
         blocks, outer = _place(group, elements)
         size = group.size // blocks
         if paired is None or group.kind is Kind.IDENTITY:
-            return ScaledPermutation((outer.unsqueeze(1) * size + torch.arange(size)).reshape(-1))
+            return ScaledPermutation(_put(outer, torch.arange(size)))
         free = self.free(group)
-        answer = linear_assignment(paired.gain(free), maximize=True, backend=self.backend)
-        assert isinstance(answer.perm, Tensor)
-        perm = answer.perm.cpu()
-        flat = paired.similarity.reshape(-1, size)
-        return ScaledPermutation((outer.unsqueeze(1) * size + perm).reshape(-1), signs_of(flat, perm.reshape(-1), free))
+        perm, _ = _within(paired.gain(free), self.backend)
+        return ScaledPermutation(_put(outer, perm), signs_of(paired.similarity.flatten(0, 1), perm.reshape(-1), free))
 
 
 def _place(group: Group, elements: dict[str, ScaledPermutation]) -> tuple[int, Tensor]:
@@ -122,38 +120,34 @@ def _place(group: Group, elements: dict[str, ScaledPermutation]) -> tuple[int, T
 def _paired(evidence: Evidence, group: Group, elements: dict[str, ScaledPermutation]) -> Evidence:
     """Evidence between each block of A and the block of B that comes there, shape (blocks, n, n)."""
     blocks, outer = _place(group, elements)
-    sides = [
-        None if matrix is None else in_blocks(matrix, blocks)[torch.arange(blocks), outer].contiguous()
-        for matrix in (evidence.similarity, evidence.even)
-    ]
-    assert sides[0] is not None
-    return Evidence(sides[0], sides[1])
+    even = None if evidence.even is None else _met(evidence.even, blocks, outer)
+    return Evidence(_met(evidence.similarity, blocks, outer), even)
 
 
-def _with(evidence: Evidence | None, parts: Sequence[tuple[bool, Tensor]]) -> Evidence | None:
-    """Evidence and what further tensors add to it; True marks what changes sign with a unit."""
-    odd = [] if evidence is None else [evidence.similarity]
-    even = [] if evidence is None or evidence.even is None else [evidence.even]
-    for signed, matrix in parts:
-        (odd if signed else even).append(matrix)
-    if not odd and not even:
-        return None
-    sums = [sum(side[1:], start=side[0]) if side else None for side in (odd, even)]
-    return Evidence(torch.zeros_like(even[0]) if sums[0] is None else sums[0], sums[1])
+def _met(matrix: Tensor, blocks: int, outer: Tensor) -> Tensor:
+    """The parts of (units, units) between each block of A and the block of B that comes there, (blocks, n, n)."""
+    return in_blocks(matrix, blocks)[torch.arange(blocks), outer].contiguous()
+
+
+def _put(outer: Tensor, within: Tensor) -> Tensor:
+    """The permutation of all units, by the block that comes to each place and the order within, (blocks, n) or (n,)."""
+    return (outer.unsqueeze(1) * within.shape[-1] + within).reshape(-1)
+
+
+def _within(gain: Tensor, backend: str) -> tuple[Tensor, float]:
+    """The best order within each of many pairs of blocks, (blocks, n), and the largest duality gap."""
+    answer = linear_assignment(gain, maximize=True, backend=backend)
+    assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
+    return answer.perm.cpu(), float(answer.gap.max())
 
 
 def by_blocks(gain: Tensor, elements: dict[str, ScaledPermutation], group: Group, backend: str) -> tuple[Tensor, float]:
     """The best permutation of a group within the blocks that its outer group has put in place, and its duality gap."""
-    structure = group.structure
-    if not isinstance(structure, Wreath):
-        answer = linear_assignment(gain, maximize=True, backend=backend)
-        assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
-        return answer.perm.cpu(), float(answer.gap)
-    outer, size = elements[structure.outer].perm, group.size // structure.blocks
-    problems = in_blocks(gain, structure.blocks)[torch.arange(structure.blocks), outer]
-    answer = linear_assignment(problems.contiguous(), maximize=True, backend=backend)
-    assert isinstance(answer.perm, Tensor) and isinstance(answer.gap, Tensor)
-    return (outer.unsqueeze(1) * size + answer.perm.cpu()).reshape(-1), float(answer.gap.max())
+    if not isinstance(group.structure, Wreath):
+        return _within(gain, backend)
+    blocks, outer = _place(group, elements)
+    perm, gap = _within(_met(gain, blocks, outer), backend)
+    return _put(outer, perm), gap
 
 
 def _shifts(elements: dict[str, ScaledPermutation], outer: Group) -> list[Tensor]:

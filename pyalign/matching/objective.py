@@ -15,7 +15,7 @@ from pyalign.matching.slices import Slices, changed, inner, precision, rounding
 from pyalign.symmetry import ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
 
-__all__ = ["Elements", "Objective"]
+__all__ = ["Elements", "Objective", "summed"]
 
 Elements = Mapping[str, ScaledPermutation]
 
@@ -132,7 +132,7 @@ class Objective:
         kept = ((odd, slices.known(elements, settled)) for odd, slices in self.kept.get(group, {}).items())
         terms = (term for term in self.loose[group] if term.known(settled))
         loose = ((self._layout.odd(term.binding), self.similarity(term, elements)) for term in terms)
-        return _summed(chain(kept, loose, ((not self.spec.groups[group].kind.signs, even),)))
+        return summed(chain(kept, loose, ((not self.spec.groups[group].kind.signs, even),)))
 
     def partial(self, group: str, family: frozenset[str]) -> Evidence | None:
         """The same without the tensors that `family` moves along a further axis."""
@@ -230,7 +230,7 @@ class Objective:
 
     def _evidence(self, group: str, terms: list[Term]) -> Evidence | None:
         kept = ((odd, slices.similarity(self.elements)) for odd, slices in self.kept.get(group, {}).items())
-        return _summed(chain(kept, ((self._layout.odd(term.binding), self.contribution(term)) for term in terms)))
+        return summed(chain(kept, ((self._layout.odd(term.binding), self.contribution(term)) for term in terms)))
 
     def _norm(self, tensor: str) -> float:
         """Product of the norms of a tensor in both models."""
@@ -257,7 +257,7 @@ class Objective:
         return binding.unfold(a).to(dtype), binding.unfold(moved).to(dtype)
 
 
-def _summed(parts: Iterable[tuple[bool, Tensor | None]]) -> Evidence | None:
+def summed(parts: Iterable[tuple[bool, Tensor | None]]) -> Evidence | None:
     """Evidence from similarities that change sign with a unit (True) and others; they are asked for one at a time."""
     sums: dict[bool, Tensor] = {}
     for odd, matrix in parts:

@@ -76,10 +76,9 @@ class _Energies:
         self.a: dict[str, Tensor] = {}
         self.b: dict[str, Tensor] = {}
         self.rest = 0.0  # of the tensors that no factor touches
-        touched = {binding.tensor for here in self.bindings.values() for binding in here}
         for name in dict.fromkeys(binding.tensor for binding in spec.bindings if binding.role is Role.MATCHED):
             here = [binding for binding in spec.on(name) if binding.group in self.groups and _counts(binding)]
-            if name not in touched:
+            if not here:
                 self.rest += sum(float(_energy(state[name], [])) for state in (a, b))
                 continue
             self.a[name] = _energy(a[name], here)
