@@ -16,7 +16,11 @@ inline void expect_many_pages(void* data, size_t bytes) {
     constexpr uintptr_t large = uintptr_t{2} << 20;
     const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + large - 1) / large * large;
     const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / large * large;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+    if (begin >= end) return;
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#if defined(MADV_POPULATE_WRITE)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_POPULATE_WRITE);
+#endif
 #else
     static_cast<void>(data), static_cast<void>(bytes);
 #endif
