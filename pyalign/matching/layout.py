@@ -17,7 +17,7 @@ from pyalign.symmetry import AxisBinding, Group, Role, SymmetrySpec, Wreath
 
 __all__ = ["KEPT", "TOTAL", "Layout", "Part", "Rows", "Term", "layout_of"]
 
-KEPT = 1 << 21  # tensors of up to so many entries are laid out for every axis that moves
+KEPT = 1 << 22  # tensors of up to so many entries are laid out for every axis that moves
 TOTAL = 1 << 26  # and so many entries in all, of tensors and of similarities; where there are more, only smaller ones
 
 Array = NDArray[Any]
