@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.matching.activation import ActivationMatching
 from pyalign.matching.learned import LearnedMatching
-from pyalign.matching.problem import Method, Problem, check_finite, check_same_architecture
+from pyalign.matching.problem import Method, Problem, check_finite, check_model, check_same_architecture
 from pyalign.matching.weight import WeightMatching
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
@@ -79,14 +79,8 @@ def align(
         >>> bool((aligned[0].weight == model[0].weight).all())
         True
     """
-    for which, model in (("A", model_a), ("B", model_b)):
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"model {which} is no module",
-                given=type(model).__name__,
-                expected="a torch.nn.Module",
-                do="build the model and load its state dict into it first",
-            )
+    check_model(model_a, "A")
+    check_model(model_b, "B")
     state_a, state_b = state_of(model_a), state_of(model_b)
     check_same_architecture(state_a, state_b)
     check_finite(state_a, "A")

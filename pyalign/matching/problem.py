@@ -8,11 +8,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from pyalign.errors import MismatchError, NonFiniteError
+from pyalign.errors import InputError, MismatchError, NonFiniteError
 from pyalign.symmetry import Alignment, SymmetrySpec
 
-__all__ = ["Method", "Problem", "check_finite", "check_same_architecture", "check_start"]
+__all__ = ["Method", "Problem", "check_finite", "check_model", "check_same_architecture", "check_start"]
+
+_ALIKE = "align two models of one architecture, dtype and device; widen a narrow one first: pyalign.symmetry.widen"
+_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +60,30 @@ class Method(Protocol):
         ...
 
 
+def check_model(model: object, which: str) -> None:
+    """Raise unless this is a module whose weights have shapes.
+
+    Args:
+        model: What was given.
+        which: What it is called in the message, such as "A".
+
+    Raises:
+        InputError: It is no module, or has lazy parameters.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model {which} is no module",
+            given=type(model).__name__,
+            expected="a torch.nn.Module",
+            do="build the model and load its state dict into it first",
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"model {which} has a lazy parameter without a shape", given=repr(name), do="run the model once first"
+            )
+
+
 def check_same_architecture(state_a: Mapping[str, Tensor], state_b: Mapping[str, Tensor]) -> None:
     """Raise unless the states of both models have the same tensors: names, shapes, dtypes, devices.
 
@@ -65,7 +93,10 @@ def check_same_architecture(state_a: Mapping[str, Tensor], state_b: Mapping[str,
     only = {"A": [n for n in state_a if n not in state_b], "B": [n for n in state_b if n not in state_a]}
     if only["A"] or only["B"]:
         sides = [f"{len(v)} tensors only in model {k}: {_few(v)}" for k, v in only.items() if v]
-        raise _mismatch("the models have different tensors", "; ".join(sides), "equal names")
+        inner = {k: {n.removeprefix(p) for n in s for p in _WRAPPERS if n.startswith(p)} for k, s in only.items()}
+        wrapped = [k for k in only if inner[k] and inner[k] == set(only["A" if k == "B" else "B"])]
+        do = f"model {wrapped[0]} is wrapped: pass the module within it" if wrapped else _ALIKE
+        raise _mismatch("the models have different tensors", "; ".join(sides), "equal names", do)
     for what, of in (("shape", lambda t: tuple(t.shape)), ("dtype", lambda t: t.dtype), ("device", lambda t: t.device)):
         differ = [n for n in state_a if of(state_a[n]) != of(state_b[n])]
         if differ:
@@ -90,7 +121,7 @@ def check_start(start: Alignment, spec: SymmetrySpec) -> None:
 
 
 def check_finite(state: Mapping[str, Tensor], which: str) -> None:
-    """Raise if a weight or buffer holds NaN or infinity.
+    """Raise if a weight or buffer holds NaN or infinity, or no numbers at all.
 
     Args:
         state: Of the model.
@@ -98,7 +129,18 @@ def check_finite(state: Mapping[str, Tensor], which: str) -> None:
 
     Raises:
         NonFiniteError: Names the tensor and the model.
+        InputError: The tensors are on the meta device.
     """
+    # Subclasses of tensors may have their numbers elsewhere.
+    plain = {name: tensor for name, tensor in state.items() if type(tensor) in (Tensor, nn.Parameter)}
+    absent = next((name for name, tensor in plain.items() if tensor.is_meta), None)
+    if absent is not None:
+        raise InputError(
+            f"model {which} has no weights",
+            given=f"{absent!r} on the meta device",
+            expected="numbers",
+            do="load the weights first; pyalign.derive needs none of them",
+        )
     sums = [tensor.sum().float() for tensor in state.values() if tensor.is_floating_point()]
     # Sums are finite only if every entry is, and looking at them together takes a third of the time of one by one.
     if not sums or (len({s.device for s in sums}) == 1 and bool(torch.stack(sums).isfinite().all())):
@@ -120,8 +162,7 @@ def _count_bad(tensor: Tensor) -> int:
     return int((~torch.isfinite(tensor)).sum())
 
 
-def _mismatch(what: str, given: str, expected: str) -> MismatchError:
-    do = "align two models of one architecture, dtype and device; widen a narrow one first: pyalign.symmetry.widen"
+def _mismatch(what: str, given: str, expected: str, do: str = _ALIKE) -> MismatchError:
     return MismatchError(what, given=given, expected=expected, do=do)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,15 +17,31 @@ __all__ = ["answers_of", "call", "map_tensors", "returned_states", "state_of", "
 def call(model: nn.Module, inputs: Any) -> Any:
     """Run `model`: a mapping is passed by keyword, a tuple or list by position, anything else as the one argument.
 
+    Inside `torch.autocast` the model's present weights are cast, whatever was cast before.
+
     Example:
         >>> call(nn.Identity(), (torch.ones(2),))
         tensor([1., 1.])
     """
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
+    with _casting_anew():
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return model(*inputs)
+        return model(inputs)
+
+
+@contextmanager
+def _casting_anew() -> Iterator[None]:
+    """Within `torch.autocast`, without the casts that it keeps of weights: here they change between calls."""
+    kept = torch.is_autocast_cache_enabled() and any(map(torch.is_autocast_enabled, ("cpu", "cuda")))
+    if kept:
+        torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        if kept:
+            torch.set_autocast_cache_enabled(True)
 
 
 def answers_of(model: nn.Module, output: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ import logging
 import random
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -158,7 +158,11 @@ def _noisy(inputs: Any, seed: int) -> Any:
 
 @contextmanager
 def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Run a model in a given mode and put back modes, buffers and every random state afterwards."""
+    """Run a model in a given mode and put back modes, buffers and every random state afterwards.
+
+    Inside, the caller's own `torch.inference_mode` and `torch.autocast` are suspended: the first hides the operators
+    that composite ones are made of, the second computes from copies of weights that it made earlier.
+    """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if training else []
     python, array = random.getstate(), np.random.get_state()
@@ -167,7 +171,13 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
         try:
             for module, _ in modes:
                 module.training = training
-            yield
+            with ExitStack() as suspended:
+                if torch.is_inference_mode_enabled():
+                    suspended.enter_context(torch.inference_mode(False))
+                for kind in ("cpu", "cuda"):
+                    if torch.is_autocast_enabled(kind):
+                        suspended.enter_context(torch.autocast(kind, enabled=False, cache_enabled=False))
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
