@@ -96,7 +96,7 @@ def reestimating(model: nn.Module) -> Iterator[None]:
     counts = dict.fromkeys(norms, 0)
     handles = []
     try:
-        with evaluating(model):
+        with evaluating(model, keep=False):
             for name, module in norms.items():
                 module.reset_running_stats()
                 module.train()

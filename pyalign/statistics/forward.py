@@ -12,6 +12,7 @@ from torch import nn
 from pyalign.errors import DataError, NonFiniteError, PyalignError
 from pyalign.statistics.batches import describe, plain
 from pyalign.symmetry.calls import call, tensors_of
+from pyalign.symmetry.keeping import keeping_buffers
 from pyalign.symmetry.wide import WideForms
 
 __all__ = ["evaluating", "first_nonfinite", "nonfinite_error", "respond"]
@@ -70,8 +71,12 @@ def _advice(model: nn.Module, inputs: Any) -> tuple[str, str]:
 
 
 @contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
+def evaluating(*models: nn.Module, keep: bool = True) -> Iterator[None]:
     """Evaluation mode without gradients for `models` inside the block; each submodule's own mode returns after it.
+
+    Args:
+        models: The modules.
+        keep: Whether buffers that change nevertheless, such as counters, are put back too.
 
     Example:
         >>> model = nn.Dropout()
@@ -85,7 +90,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     try:
         for model in models:
             model.eval()
-        with torch.no_grad():
+        with keeping_buffers(*models if keep else ()), torch.no_grad():
             yield
     finally:
         for module, training in modes:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import answers_of, call, map_tensors, returned_states, state_of, tensors_of
 from pyalign.symmetry.groups import FixedAxis
+from pyalign.symmetry.keeping import keeping_buffers
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
@@ -164,14 +165,13 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
     that composite ones are made of, the second computes from copies of weights that it made earlier.
     """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if training else []
     python, array = random.getstate(), np.random.get_state()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=cuda):
         try:
             for module, _ in modes:
                 module.training = training
-            with ExitStack() as suspended:
+            with keeping_buffers(model), ExitStack() as suspended:
                 if torch.is_inference_mode_enabled():
                     suspended.enter_context(torch.inference_mode(False))
                 for kind in ("cpu", "cuda"):
@@ -181,9 +181,6 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
-            with torch.no_grad():
-                for buffer, kept in buffers:
-                    buffer.copy_(kept)
             random.setstate(python)
             np.random.set_state(array)
 

@@ -87,3 +87,32 @@ def test_models_without_weights() -> None:
     empty = _net(0).to("meta")
     with pytest.raises(InputError, match=r"model A has no weights.*'0\.weight' on the meta device.*load the weights"):
         pyalign.align(empty, empty, _data())
+
+
+class Counting(nn.Module):
+    """Counts its calls in evaluation mode too: in place, and by putting a new tensor in the place of a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = _net(3)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        answer = self.net(x)
+        self.last = answer.detach().mean(0)
+        return answer + 0 * self.last
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_buffers_that_a_forward_pass_changes_are_as_they_were(inference: bool) -> None:
+    data, a, b = _data(), Counting(), Counting()
+    with torch.inference_mode(inference):
+        kept = [a.calls, a.last, b.calls, b.last]
+        pyalign.derive(a, data[0][0])
+        for method in ("activation", "weight"):
+            pyalign.align(a, b, data, method=method)
+        pyalign.barrier(a, b, data, t=[0.0, 1.0], recalibrate=data)
+    assert all(one is two for one, two in zip(kept, [a.calls, a.last, b.calls, b.last], strict=True))
+    assert not any(buffer.any() for buffer in kept)

@@ -1,0 +1,56 @@
+"""Buffers that a forward pass changes, also in evaluation mode (counters, caches), as they were before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["keeping_buffers"]
+
+
+@contextmanager
+def keeping_buffers(*models: nn.Module) -> Iterator[None]:
+    """Put every buffer of `models` back after the block: the tensors themselves, with the entries they had.
+
+    Args:
+        models: Modules, whose buffers are copied first.
+
+    Example:
+        >>> class Counting(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.register_buffer("calls", torch.zeros(()))
+        ...     def forward(self, x):
+        ...         self.calls += 1
+        ...         return x
+        >>> model = Counting()
+        >>> with keeping_buffers(model):
+        ...     _ = model(torch.ones(1))
+        >>> model.calls
+        tensor(0.)
+    """
+    with torch.inference_mode(False):  # copies made inside it could not be written to
+        before = [
+            (module, name, buffer, buffer.detach().clone(), _version(buffer))
+            for model in models
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, entries, version in before:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+            if version is None or version != _version(buffer):
+                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
+                    buffer.copy_(entries)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """How often a tensor was written to; None where nobody counts."""
+    return None if buffer.is_inference() else buffer._version
