@@ -31,7 +31,9 @@ def copy_of(model: ModuleT) -> ModuleT:
         False
     """
     try:
-        with torch.no_grad():  # or copies of scripted modules would be computed from their parameters
+        # With gradients, copies of scripted modules would be computed from their parameters; tensors that are made in
+        # inference mode may be written to nowhere else.
+        with torch.inference_mode(False), torch.no_grad():
             try:
                 copied = copy.deepcopy(model)
             except RuntimeError:
