@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from pyalign.symmetry.tracing.absent import is_absent
 
 __all__ = ["keeping_buffers"]
 
@@ -34,7 +36,7 @@ def keeping_buffers(*models: nn.Module) -> Iterator[None]:
     """
     with torch.inference_mode(False):  # copies made inside it could not be written to
         before = [
-            (module, name, buffer, buffer.detach().clone(), _version(buffer))
+            (module, name, buffer, buffer.detach().clone())
             for model in models
             for module in model.modules()
             for name, buffer in module._buffers.items()
@@ -43,14 +45,10 @@ def keeping_buffers(*models: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name, buffer, entries, version in before:
+        for module, name, buffer, entries in before:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
-            if version is None or version != _version(buffer):
+            # BatchNorm writes to its statistics without counting that as a version of them.
+            if not is_absent(buffer) and not torch.equal(buffer, entries):
                 with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                     buffer.copy_(entries)
-
-
-def _version(buffer: Tensor) -> int | None:
-    """How often a tensor was written to; None where nobody counts."""
-    return None if buffer.is_inference() else buffer._version
