@@ -371,6 +371,17 @@ def test_a_run_on_a_device_that_is_cut_off_leaves_its_results(bench, device, mon
     assert [r["name"] for r in content["results"]] == ["first"]
 
 
+def test_a_contestant_that_raises_is_wrong_and_the_others_are_measured(bench):
+    def broken():
+        raise RuntimeError("no such kernel")
+
+    contestants = [bench.record.Contestant("theirs", "competitor", broken), bench.record.Contestant("us", "ours", int)]
+    contest = bench.record.Contest(contestants, lambda name, answer: "")
+    case = bench.record.Case("cross_moments", "f", "c", 1, ("theirs", "us"), (), lambda: contest)
+    found = bench.measure.measure(case, bench.measure.Pace(bench.measure.Effort(seconds=0.0, repeats=1)))
+    assert found.wrong == {"theirs": "raised RuntimeError: no such kernel"} and list(found.timings) == ["us"]
+
+
 def test_weight_matching_on_a_device_is_checked(bench):
     module = importlib.import_module("benchmarks.gpu")
     assert {case.name for case in module.cases(["weight_matching"])} == {
