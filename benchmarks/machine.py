@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch
 
 from pyalign import engine
 
-__all__ = ["describe"]
+__all__ = ["ON_DEVICE", "describe", "versions"]
 
 PACKAGES = ("pyalign-nn", "torch", "numpy", "scipy", "lapx", "lapjv")
+ON_DEVICE = ("triton", "torch-lap-cuda", "torch-linear-assignment")
 
 
 def describe() -> dict[str, str]:
@@ -21,7 +23,12 @@ def describe() -> dict[str, str]:
     found = {"processor": _processor(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     found |= {"last-level cache": _cache(), "system": platform.platform(), "python": platform.python_version()}
     found |= {f"engine {key}": str(value) for key, value in engine.build().items()}
-    return found | {name: _version(name) for name in PACKAGES}
+    return found | versions(PACKAGES)
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The installed version of each package."""
+    return {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str:

@@ -106,8 +106,11 @@ def _first_runs(case: Case, contest: Contest, pace: Pace, result: Result) -> dic
         if why:
             result.skipped[contestant.name] = why
             continue
-        seconds, answer = _timed(contestant, 1)
-        wrong = contest.check(contestant.name, answer)
+        try:
+            seconds, answer = _timed(contestant, 1)
+            wrong = contest.check(contestant.name, answer)
+        except Exception as failure:  # one contestant's, which the others are measured without
+            wrong = f"raised {type(failure).__name__}: {failure}"
         if wrong:
             result.wrong[contestant.name] = wrong
             continue

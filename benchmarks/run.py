@@ -5,6 +5,7 @@ python -m benchmarks.run --operation cross_moments           one operation
 python -m benchmarks.run --quick --no-gates                  small inputs, seconds
 python -m benchmarks.run --base earlier.json                 compared with an earlier run
 python -m benchmarks.run --device cuda --out benchmarks/results     on a GPU: `pytest -m gpu`, then what runs there
+    where time is short: one --operation after another, --tested after the first; results in one folder add up
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -35,8 +36,13 @@ from pyalign._atomic import replacing
 __all__ = ["main", "run"]
 
 
-def run(chosen: Sequence[Case], effort: Effort, say: Callable[[str], None]) -> list[Result]:
-    """Measure the cases in order, and say each result as soon as it is there."""
+def run(
+    chosen: Sequence[Case],
+    effort: Effort,
+    say: Callable[[str], None],
+    keep: Callable[[list[Result]], None] | None = None,
+) -> list[Result]:
+    """Measure the cases in order, and say each result as soon as it is there; `keep` is given all there are so far."""
     pace, results = Pace(effort), []
     with tqdm(chosen, unit="case", disable=None) as bar:
         for case in bar:
@@ -45,7 +51,12 @@ def run(chosen: Sequence[Case], effort: Effort, say: Callable[[str], None]) -> l
                 results.append(measure(case, pace))
             except Skipped as reason:
                 results.append(Result(case.operation, case.family, case.name, case.size, skipped={"": str(reason)}))
+            except torch.OutOfMemoryError as reason:
+                why = f"the device has no room for it: {reason}"
+                results.append(Result(case.operation, case.family, case.name, case.size, skipped={"": why}))
             say(line(results[-1]))
+            if keep is not None:
+                keep(results)
     return results
 
 
@@ -98,12 +109,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, help="an earlier speed.json to compare with")
     parser.add_argument("--pages", action="store_true", help="also fill the tables of README.md and docs (needs --out)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure (default cpu)")
+    parser.add_argument(
+        "--tested", action="store_true", help="with --device cuda: `pytest -m gpu` has passed here, do not run it again"
+    )
     parser.add_argument("--no-gates", action="store_true", help="exit with 0 also where a gate is missed")
     options = parser.parse_args(arguments)
     if options.pages and options.out is None:
         parser.error("--pages needs --out")
-    if options.device == "cuda" and (options.pages or "weight_matching" in options.operation):
-        parser.error("--device cuda knows neither --pages nor the operation weight_matching")
+    if options.device == "cuda" and options.pages:
+        parser.error("--device cuda fills no pages: they are written on a machine without one")
     return options
 
 
@@ -149,18 +163,40 @@ def _on_device(options: argparse.Namespace) -> int:
     if reasons:
         print("nothing is measured on a CUDA device:", *reasons, sep="\n  ")
         return 2
-    if gpu_device.run_tests() != 0:
+    if not options.tested and gpu_device.run_tests() != 0:
         print("nothing is measured: `pytest -m gpu` did not pass")
         return 1
-    settings = {**gpu_device.describe(), **describe(), "quick": str(options.quick)}
+    tested = "before, by the caller's word" if options.tested else "passed"
+    settings = {**gpu_device.describe(), **describe(), "quick": str(options.quick), "pytest -m gpu": tested}
     print(*(f"{key}: {value}" for key, value in settings.items()), sep="\n", end="\n\n")
     chosen = [case for case in gpu.cases(options.operation, options.quick) if options.only in case.name]
-    results = run(chosen, Effort(repeats=options.repeats, longest=options.longest), tqdm.write)
+    earlier = [] if options.out is None else _other_results(options.out / "speed_cuda.json", settings, chosen)
+
+    def keep(results: list[Result]) -> None:  # a run that is cut off leaves what it has measured
+        if options.out is not None:
+            _write_json(options.out / "speed_cuda.json", [*earlier, *results], settings)
+
+    results = run(chosen, Effort(repeats=options.repeats, longest=options.longest), tqdm.write, keep)
     if options.out is not None:
-        write(options.out, results, settings, "speed_cuda")
+        write(options.out, [*earlier, *results], settings, "speed_cuda")
     if options.base is not None:
         _print_comparison(results, options.base)
     return _judge(results, options.no_gates, means=())
+
+
+def _other_results(path: Path, settings: Mapping[str, Any], chosen: Sequence[Case]) -> list[Result]:
+    """What an earlier run in the same place measured on this device with the same versions, of cases not chosen now."""
+    if not path.exists():
+        return []
+    content, now = json.loads(path.read_text(encoding="utf-8")), {(case.operation, case.name) for case in chosen}
+    same = all(content["settings"].get(key) == value for key, value in settings.items() if key != "pytest -m gpu")
+    return [r for r in from_json(content) if (r.operation, r.name) not in now] if same else []
+
+
+def _write_json(path: Path, results: Sequence[Result], settings: Mapping[str, Any]) -> None:
+    content = json.dumps(to_json(results, settings, ()), indent=1) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
 
 
 def _judge(results: Sequence[Result], no_gates: bool, means: Sequence[MeanGate] = MEAN_GATES) -> int:

@@ -70,7 +70,8 @@ def test_nothing_large_comes_to_the_host(job):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
 @pytest.mark.parametrize("job", JOBS)
-def test_on_a_gpu(job):
+def test_on_a_gpu(job, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # torch's default for convolutions
     _, run = JOBS[job]
     data = [(inputs.cuda(), targets.cuda()) for inputs, targets in DATA]
     got = run(copy.deepcopy(A).cuda(), copy.deepcopy(B).cuda(), data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gpu import cross_moments, linear_assignment, permuted_lerp
+from benchmarks.gpu import cross_moments, linear_assignment, permuted_lerp, weight_matching
 from benchmarks.record import Case
 
 __all__ = ["OPERATIONS", "cases"]
@@ -13,6 +13,7 @@ OPERATIONS = {
     "cross_moments": cross_moments.cases,
     "linear_assignment": linear_assignment.cases,
     "permuted_lerp": permuted_lerp.cases,
+    "weight_matching": weight_matching.cases,
 }
 
 

@@ -18,6 +18,8 @@ OURS, NAIVE, PACKED = "pyalign", "torch", "packed product"
 GATES = (Gate(OURS, PACKED, 1 / 0.7), Gate(OURS, BEST, 1.0))
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "float64": torch.float64}  # fmt: skip
+ENTRIES = 2**26
+"""Of each stream: 256 MB of float32, beyond every cache, and at the greatest width as many samples as units."""
 TOLERANCE = {"tf32": 1e-3, "float64": 1e-12}
 """Of co-moments, relative to the units' spread; 1e-6 for the others."""
 
@@ -26,7 +28,7 @@ def cases(quick: bool, device: str) -> list[Case]:
     """Maps of every width from 256 to 8192, channels first and (batch, time, units), in every dtype."""
     made = []
     for d in (16,) if quick else (256, 512, 1024, 2048, 4096, 8192):
-        batch = 2 if quick else max(1, 2**20 // d // 256)
+        batch = 2 if quick else ENTRIES // d // 256
         shapes = {"NCHW": ((batch, d, 4, 4) if quick else (batch, d, 16, 16), 1),
                   "batch, time, units": ((batch, 8, d) if quick else (batch, 256, d), 2)}  # fmt: skip
         if not quick and d in (512, 2048):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import ON_DEVICE, versions
 from benchmarks.record import Contestant
 from pyalign import engine
 
@@ -42,6 +43,7 @@ def describe() -> dict[str, str]:
         "multiprocessors": str(found.multi_processor_count),
         "device memory": f"{found.total_memory / 2**30:.1f} GiB",
         "torch CUDA": str(torch.version.cuda),
+        **versions(ON_DEVICE),
     }
 
 

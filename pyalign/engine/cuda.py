@@ -135,8 +135,8 @@ def cross_moments(
 
         if moments_in_steps(run):
             return
-        if record[0].item() == 0:
-            record[3].zero_()  # without samples it may hold anything
+    if record[0].item() == 0:
+        record[3].zero_()  # without samples it may hold anything
     # Not finite, or finite but beyond what float32 squares can hold: the reference tells which, and sums in float64.
     reference_moments.cross_moments(record, x, y, axis_x, axis_y, mask, full)
 

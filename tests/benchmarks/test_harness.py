@@ -317,16 +317,82 @@ def test_without_a_device_it_says_why(bench, capsys):
     assert "nothing is measured on a CUDA device:" in capsys.readouterr().out
 
 
-def test_figures_on_a_device_come_after_its_tests(bench, monkeypatch, tmp_path, capsys):
-    device = importlib.import_module("benchmarks.gpu.device")
-    monkeypatch.setattr(device, "why_not", list)
-    monkeypatch.setattr(device, "describe", lambda: {"device": "a device"})
+@pytest.fixture
+def device(bench, monkeypatch):
+    """A device that is the CPU, for all that surrounds the measurements."""
+    module, real = importlib.import_module("benchmarks.gpu.device"), bench.run.gpu.cases
+    monkeypatch.setattr(module, "why_not", list)
+    monkeypatch.setattr(module, "describe", lambda: {"device": "a device"})
+    monkeypatch.setattr(bench.run.gpu, "cases", lambda operations, quick: real(operations, quick, "cpu"))
+    return module
+
+
+def test_figures_on_a_device_come_after_its_tests(bench, device, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(device, "run_tests", lambda: 1)
     assert bench.run.main(["--device", "cuda"]) == 1 and "did not pass" in capsys.readouterr().out
     monkeypatch.setattr(device, "run_tests", lambda: 0)
     monkeypatch.setattr(bench.run.gpu, "cases", lambda *given: [])
     assert bench.run.main(["--device", "cuda", "--out", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["speed_cuda.json", "speed_cuda.md"]
+
+
+def test_runs_on_a_device_add_up(bench, device, monkeypatch, tmp_path):
+    """One command after another, each with its own cases; but not what another device measured."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(device, "run_tests", lambda: 1 / 0)
+    common = ["--device", "cuda", "--tested", "--quick", "--repeats", "1", "--longest", "2", "--no-gates"]
+    for operation in ("weight_matching", "cross_moments", "permuted_lerp"):
+        assert bench.run.main([*common, "--operation", operation, "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "speed_cuda.json").read_text())
+    assert content["settings"]["pytest -m gpu"] == "before, by the caller's word"
+    found = [(r["operation"], r["name"]) for r in content["results"]]
+    assert len(set(found)) == len(found) and {o for o, _ in found} == {*bench.run.gpu.OPERATIONS} - {
+        "linear_assignment"
+    }
+    assert (tmp_path / "speed_cuda_weight_matching.png").exists()
+    monkeypatch.setattr(device, "describe", lambda: {"device": "another"})
+    assert bench.run.main([*common, "--operation", "permuted_lerp", "--out", str(tmp_path)]) == 0
+    content = json.loads((tmp_path / "speed_cuda.json").read_text())
+    assert {r["operation"] for r in content["results"]} == {"permuted_lerp"}
+
+
+def test_a_run_on_a_device_that_is_cut_off_leaves_its_results(bench, device, monkeypatch, tmp_path):
+    measured = [result(bench, "first")]
+
+    def measure(case, pace):
+        if not measured:
+            raise KeyboardInterrupt
+        return measured.pop()
+
+    monkeypatch.setattr(bench.run, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run.main(["--device", "cuda", "--tested", "--quick", "--out", str(tmp_path)])
+    content = json.loads((tmp_path / "speed_cuda.json").read_text())
+    assert [r["name"] for r in content["results"]] == ["first"]
+
+
+def test_a_contestant_that_raises_is_wrong_and_the_others_are_measured(bench):
+    def broken():
+        raise RuntimeError("no such kernel")
+
+    contestants = [bench.record.Contestant("theirs", "competitor", broken), bench.record.Contestant("us", "ours", int)]
+    contest = bench.record.Contest(contestants, lambda name, answer: "")
+    case = bench.record.Case("cross_moments", "f", "c", 1, ("theirs", "us"), (), lambda: contest)
+    found = bench.measure.measure(case, bench.measure.Pace(bench.measure.Effort(seconds=0.0, repeats=1)))
+    assert found.wrong == {"theirs": "raised RuntimeError: no such kernel"} and list(found.timings) == ["us"]
+
+
+def test_weight_matching_on_a_device_is_checked(bench):
+    module = importlib.import_module("benchmarks.gpu")
+    assert {case.name for case in module.cases(["weight_matching"])} == {
+        f"{name}, one sweep" for name in ("ResNet-50", "GPT-2", "Llama-7B layer")
+    }
+    for case in module.cases(["weight_matching"], quick=True, device="cpu"):
+        contest = case.build()
+        assert tuple(x.name for x in contest.contestants) == case.names
+        answer = contest.contestants[0].run()
+        assert contest.check("pyalign", answer) == "" and any(not g.is_identity for g in answer.transforms.values())
+        assert "reached" in contest.check("pyalign", replace(answer, objective=1.01 * answer.objective))
 
 
 def test_a_failed_write_leaves_the_earlier_file(bench, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from engine import fuzz_linear_assignment as fuzz
 from engine import test_linear_assignment as shared
-from engine.helpers_engine import check_assignment
+from engine.helpers_engine import check_assignment, placed
 from engine.test_linear_assignment import (  # noqa: F401  (collected here once more, for this file's `backend`)
     FAMILIES,
     field,
@@ -34,7 +34,7 @@ from engine.test_linear_assignment import (  # noqa: F401  (collected here once 
     test_warm_start_of_a_list,
 )
 
-from pyalign import errors
+from pyalign import engine, errors
 from pyalign.engine import Assignment, cuda, cuda_assignment, dispatch, linear_assignment
 
 _cpu = importlib.import_module("pyalign._cpu")
@@ -53,8 +53,8 @@ def played(costs, maximize, start):
 
 def on_gpu(cost, maximize=False, start=None, backend="cuda"):
     """The answer of the kernels to costs on the CPU, on the CPU."""
-    moved = cost.cuda() if isinstance(cost, torch.Tensor) else [c.cuda() for c in cost]
-    answer = linear_assignment(moved, maximize, start, backend)
+    moved = placed(cost, "cuda") if isinstance(cost, torch.Tensor) else [placed(c, "cuda") for c in cost]
+    answer = engine.linear_assignment(moved, maximize, start, backend)  # `linear_assignment` is this one, in some tests
     parts = {f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)}
     return Assignment(**{name: back(part) for name, part in parts.items()})
 
@@ -332,7 +332,9 @@ def test_large_problems_have_the_optimum_of_the_cpu(n):
 def test_the_current_stream_is_used():
     cost = torch.rand(8, 300, 300, device="cuda")
     expected = linear_assignment(cost, backend="cuda")
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    late, stream = torch.zeros_like(cost), torch.cuda.Stream()
+    torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        assert torch.equal(linear_assignment(cost.clone(), backend="cuda").perm, expected.perm)
+        torch.cuda._sleep(20_000_000)
+        late.copy_(cost)  # queued behind the sleep: another stream would see zeros
+        assert torch.equal(linear_assignment(late, backend="cuda").perm, expected.perm)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from engine.helpers_cuda import ADA, H200, _cuda, on_device
+from engine.helpers_cuda import ADA, H200, _cuda, empty_record, on_device
 from engine.helpers_engine import run_script
 
 from pyalign import engine, errors
@@ -168,3 +168,11 @@ def test_a_workspace_without_room_names_its_size(monkeypatch):
     ) as failure:
         cuda.workspace("an operation", 5 * 2**20, torch.device("cuda:0"), "sum less")
     assert isinstance(failure.value, MemoryError)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_first_record_of_no_samples_is_zero(full):
+    """No kernel runs then, and what need not be cleared for one is."""
+    record = empty_record(3, 4, full)
+    cuda.cross_moments(record.tensors, zeros(0, 3), zeros(0, 4), 1, 1, None, full)
+    assert all(float(tensor.abs().sum()) == 0.0 for tensor in record.tensors)

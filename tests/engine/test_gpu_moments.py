@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from engine.helpers_engine import FLOATS, check_moments
@@ -100,12 +102,13 @@ def test_out_of_memory_names_the_workspace_and_leaks_nothing():
     x = on_device((4, 8192), torch.float32)
     record = cross_moments(x, x)
     held = torch.cuda.memory_allocated()
+    torch.cuda.empty_cache()  # what earlier calls left to torch would be room enough
     try:
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**20) / total)
-        torch.cuda.empty_cache()
         with pytest.raises(errors.WorkspaceError, match=r"a workspace of .* MiB; .* are free.*What to do: free memory"):
             cross_moments(x, x, into=record)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+    gc.collect()  # frames of the error
     assert torch.cuda.memory_allocated() == held
     assert cross_moments(x, x, into=record).count.item() == 8
