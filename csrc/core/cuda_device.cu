@@ -4,8 +4,23 @@
 namespace pyalign {
 namespace {
 
+__global__ void nothing() {}
+
 std::string version_of(int number) {
     return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+}
+
+// A module built for a list of one's own may have no code for this device, and a driver may not read its intermediate
+// code.
+std::string why_no_code(int device) {
+    try {
+        const OnDevice current(device);
+        cudaFuncAttributes attributes{};
+        check_cuda(cudaFuncGetAttributes(&attributes, nothing), "cudaFuncGetAttributes");
+    } catch (const std::runtime_error& failure) {
+        return failure.what();
+    }
+    return "";
 }
 
 }  // namespace
@@ -51,6 +66,12 @@ std::string cuda_why_not(int device) {
         return "device " + std::to_string(device) + " has compute capability " + std::to_string(major) + "." +
                std::to_string(minor) + ", the kernels need " + std::to_string(kLeastCapability / 10) + "." +
                std::to_string(kLeastCapability % 10);
+    }
+    const std::string reason = why_no_code(device);
+    if (!reason.empty()) {
+        return "device " + std::to_string(device) + " of compute capability " + std::to_string(major) + "." +
+               std::to_string(minor) + " cannot run the code in pyalign._cuda (" + reason + "), which was built for " +
+               PYALIGN_CUDA_ARCHITECTURES + ": build it with -C cmake.define.PYALIGN_CUDA_ARCHITECTURES=SHORT";
     }
     return "";
 }

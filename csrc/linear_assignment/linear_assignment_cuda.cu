@@ -20,8 +20,9 @@
 // takes tens of nanoseconds, and a batch fills the chip. A larger one has a cluster of blocks, whose barrier is in
 // hardware. From 4096 columns on, one or two problems have the whole grid: reading the costs is then the larger part.
 //
-// Nothing is allocated here, and nothing waits for the device; the outcome of each problem is left in its status.
-// Not for CUDA graphs: the table of problems is copied from pageable memory, and the caller reads the outcomes back.
+// Nothing is allocated here, and nothing waits for the device: the table of problems goes there as parameters of small
+// kernels, since a copy from pageable memory may wait for the stream, or read the memory after the call. The outcome of
+// each problem is left in its status. Not for CUDA graphs: the caller reads the outcomes back.
 #include "core/cuda_device.h"
 #include "linear_assignment/linear_assignment_cuda.h"
 #include "linear_assignment/team_cuda.h"
@@ -105,6 +106,33 @@ __global__ void __launch_bounds__(kMostThreads) solve_by_grid(Task task) {
     solve_in_turn<GridBarrier>(task, 0, 1);
 }
 
+// As many rows of the table as the parameters of a kernel may have, 4 KB.
+struct TablePart {
+    static constexpr int kRows = (4096 - 16) / sizeof(ParallelProblem);
+    ParallelProblem* to;
+    int count;
+    ParallelProblem rows[kRows];
+};
+static_assert(sizeof(TablePart) <= 4096);
+
+__global__ void write_table(const TablePart part) {
+    if (static_cast<int>(threadIdx.x) < part.count) part.to[threadIdx.x] = part.rows[threadIdx.x];
+}
+
+void send_table(const std::vector<ParallelProblem>& problems, const std::vector<int64_t>& order, ParallelProblem* to,
+                cudaStream_t stream) {
+    TablePart part{};
+    for (size_t begin = 0; begin < order.size(); begin += TablePart::kRows) {
+        part.to = to + begin;
+        part.count = static_cast<int>(std::min<size_t>(TablePart::kRows, order.size() - begin));
+        for (int k = 0; k < part.count; ++k) {
+            part.rows[k] = problems[static_cast<size_t>(order[begin + static_cast<size_t>(k)])];
+        }
+        write_table<<<1, 64, 0, stream>>>(part);
+        check_launch("linear_assignment, table of problems");
+    }
+}
+
 void start(const AssignmentLaunch& launch, Task task, cudaStream_t stream) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(launch.teams * launch.blocks_of_team));
@@ -151,15 +179,11 @@ void linear_assignment_cuda(const std::vector<ParallelProblem>& problems, const 
                             const CudaCall& call) {
     const OnDevice current(call.device);
     const cudaStream_t stream = stream_of(call);
-    std::vector<ParallelProblem> table;
-    for (int64_t k : plan.order) table.push_back(problems[static_cast<size_t>(k)]);
     WorkspaceParts parts(call.workspace);
-    ParallelProblem* on_device = parts.take<ParallelProblem>(table.size());
+    ParallelProblem* on_device = parts.take<ParallelProblem>(plan.order.size());
     int32_t* taken = parts.take<int32_t>(plan.launches.size());
     char* scratch = parts.take<char>(0);
-    check_cuda(cudaMemcpyAsync(on_device, table.data(), table.size() * sizeof(ParallelProblem), cudaMemcpyHostToDevice,
-                               stream),
-               "linear_assignment, table of problems");
+    send_table(problems, plan.order, on_device, stream);
     check_cuda(cudaMemsetAsync(taken, 0, plan.launches.size() * sizeof(int32_t), stream), "cudaMemsetAsync");
     for (size_t k = 0; k < plan.launches.size(); ++k) {
         const AssignmentLaunch& launch = plan.launches[k];

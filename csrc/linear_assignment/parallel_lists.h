@@ -141,7 +141,10 @@ class RowLists {
                 });
                 count += g.bits_in(mask);
             }
-            if (count > kListed && !allowed) return false;
+            if (count > kListed && !allowed) {
+                g.sync();  // other lanes write these places next
+                return false;
+            }
         }
         double floor = g.least(rest);
         if (count > kListed) floor = bound, count = kListed;
