@@ -8,6 +8,7 @@ import numpy as np
 
 from pyalign.symmetry.tracing.labels import Plane, as_array
 from pyalign.symmetry.tracing.rules import (
+    complex,
     contraction,
     creation,
     moving,
@@ -33,6 +34,7 @@ RULES: dict[str, Rule] = {
     **reduction.RULES,
     **pooling.RULES,
     **creation.RULES,
+    **complex.RULES,
 }
 """Base name of an ATen operator (in-place ones without their underscore) -> its rule."""
 

@@ -15,6 +15,7 @@ from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, com
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
 from pyalign.symmetry.tracing.rules.repeating import distinct, merged, repeats_of
 from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.written import blank, is_dense
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -57,13 +58,16 @@ def reordered(trace: Trace, call: Call) -> list[Planes]:
     ]
 
 
-def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None) -> Planes:
+def settle(
+    trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None, crossed: list[Plane] | None = None
+) -> Planes:
     """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned.
 
     Args:
         trace: The trace.
         planes: The planes.
         repeats: Which repetition of one value each entry is.
+        crossed: Takes the planes on axes of finer ones, which are pinned where it is None.
     """
     kept: list[Plane] = []
     sizes = [
@@ -78,6 +82,8 @@ def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None)
             kept.append(distinct(trace.ties, plane, repeats))
         elif (both := merged(trace.ties, plane, kept[rivals[0]])) is not None and len(rivals) == 1:
             kept[rivals[0]] = both
+        elif crossed is not None:
+            crossed.append(plane)
         else:
             pin(trace, (plane,), "its axis was merged with that of finer units")
     return tuple(kept)
@@ -101,8 +107,14 @@ def viewed(trace: Trace, call: Call) -> list[Planes] | None:
     count = trace.repeats(source)
     count = None if count is None else compact(count.expand(source.shape).reshape(shape))
     trace.repeat([count])
-    planes = [Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled) for p in trace.planes(source)]
-    return [settle(trace, planes, count)]
+    planes = [
+        Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled)
+        for p in (*trace.planes(source), *trace.crossed(source))
+    ]
+    crossed: list[Plane] = []
+    planes = [*settle(trace, planes, count, crossed)]
+    trace.cross(crossed)
+    return [tuple(planes)]
 
 
 def indexed(trace: Trace, call: Call) -> list[Planes] | None:
@@ -219,11 +231,15 @@ def padded(trace: Trace, call: Call) -> list[Planes]:
         atoms, scaled = plane.atoms, plane.scaled
         if value != 0:
             scaled = trace.ties.limit_scale(plane, Kind.PERMUTATION, "padded with a number other than zero").scaled
+            trace.ties.mixing.part([plane], "padded with a number other than zero")
         for k in range(len(pad) // 2):
             axis = source.dim() - 1 - k
             if atoms.shape[axis] > 1:
                 atoms = _extended(trace.ties, atoms, axis, pad[2 * k], pad[2 * k + 1])
         planes.append(Plane(atoms, scaled))
+    count = trace.repeats(source)
+    wider = [source.dim() - 1 - k for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]]
+    trace.repeat([None if count is None or any(count.shape[d] > 1 for d in wider) else count])
     return [settle(trace, planes)]
 
 
@@ -235,8 +251,19 @@ def _extended(ties: Ties, atoms: Tensor, axis: int, before: int, after: int) -> 
 
 
 def strided(trace: Trace, call: Call) -> list[Planes] | None:
-    """as_strided that only changes the layout in memory."""
-    return same(trace, call) if call.out.shape == call.args[0].shape else None
+    """as_strided: entries by their place in memory; windows that overlap hold the same units."""
+    source = call.args[0]
+    if call.out.shape == source.shape:
+        return same(trace, call)
+    start = call.out.storage_offset() - source.storage_offset()
+    last = start + sum((size - 1) * step for size, step in zip(call.out.shape, call.out.stride(), strict=True))
+    if not is_dense(source, whole=False) or start < 0 or last >= source.numel():
+        return None
+    planes = []
+    for plane in trace.planes(source):
+        full = blank(source, torch.int64).copy_(plane.atoms.expand(source.shape))
+        planes.append(Plane(full.as_strided(call.out.shape, call.out.stride(), start), plane.scaled))
+    return [settle(trace, planes)]
 
 
 def triangle(trace: Trace, call: Call) -> list[Planes]:
