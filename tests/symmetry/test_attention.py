@@ -242,6 +242,24 @@ def test_unlike_query_heads_stay_in_their_block() -> None:
     assert verify(spec, model, x).passed
 
 
+def test_values_whose_axis_is_lost_among_others_are_not_mixed() -> None:
+    class Tabled(Network):
+        """Scores plus a number for each head, query and key, all on one axis of a parameter."""
+
+        def __init__(self, shape: Shape) -> None:
+            super().__init__(shape)
+            self.table = nn.Parameter(torch.randn(shape.heads * 36))
+
+        def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (q @ k.mT + self.table.view(-1, 6, 6)).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    model, x = Tabled(Shape("expand", shared=4)).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    spec = derive(model, x, within=Kind.INVERTIBLE)
+    assert dict(listed(spec)) == {"signed permutation 10": 1, "invertible 4": 4}  # queries with keys
+    assert verify(spec, model, x).error < 1e-9
+
+
 class Windows(nn.Module):
     """Gates with a bias for each place, written window by window into a tensor of its own (as in DeepSeek-V4)."""
 

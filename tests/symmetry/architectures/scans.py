@@ -138,3 +138,24 @@ ARCHITECTURES.add(
     group(6, out_bias("first"), axis("filter", 1), into("last")),
 )
 ARCHITECTURES.add("fourier_along_units", lambda: Spectral(2), lambda: noise(2, 7, 5))
+
+
+class Inserted(nn.Module):
+    """Rows of an image among those of a text, put where a mask says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.image, self.hidden, self.head = (nn.Linear(*n) for n in ((5, 6), (3, 6), (6, 7), (7, 2)))
+
+    def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        x = self.text(x).masked_scatter(mask.unsqueeze(-1).expand(-1, -1, 6), self.image(y))
+        return self.head(F.gelu(self.hidden(x)))
+
+
+ARCHITECTURES.add(
+    "rows_put_by_mask",
+    Inserted,
+    lambda: (noise(2, 4, 5), noise(3, 3), torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()),
+    group(6, out_bias("text", "image"), into("hidden")),
+    group(7, out_bias("hidden"), into("head"), kind=PERMUTATION),
+)

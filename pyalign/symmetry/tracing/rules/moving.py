@@ -326,6 +326,23 @@ def written(trace: Trace, call: Call) -> list[Planes] | None:
     return [combine(trace, operands, "add", f"written by index among values that belong to no unit, in {call.place}")]
 
 
+def filled(trace: Trace, call: Call) -> list[Planes] | None:
+    """masked_scatter: rows of the source replace rows of the target, where a mask says so for whole rows."""
+    target, mask, source = call.args[:3]
+    whole_rows = target.shape[-1] == source.shape[-1] and mask.dim() == target.dim()
+    if trace.planes(mask) or not whole_rows or bool((mask != mask[..., :1]).any()):
+        return None
+    operands, last = [], target.dim() - 1
+    for t in (target, source):
+        whole, mine = trace.operand(t, range(t.dim()), t.dim()), t.dim() - 1
+        pin(trace, tuple(p for p in whole.planes if p.dims != (mine,)), "rows of it are put where a mask says")
+        rows = [p.atoms.reshape([1] * last + [-1]) for p in whole.planes if p.dims == (mine,)]
+        scaled = [p.scaled for p in whole.planes if p.dims == (mine,)]
+        planes = tuple(map(Plane, rows, scaled))
+        operands.append(Operand(planes, frozenset({last} & {last + d - mine for d in whole.fixed}), whole.zero))
+    return [combine(trace, operands, "add", f"put among values that belong to no unit, in {call.place}")]
+
+
 def _mask(call: Call) -> int | None:
     """The place of the one index, if it is a mask whose entries all take one number: `h[h < 0] = 0`."""
     given = [n for n, index in enumerate(call.args[1]) if index is not None]
@@ -406,6 +423,7 @@ RULES: dict[str, Rule] = {
     "scatter": scattered,
     "scatter_add": scattered,
     "index_put": written,
+    "masked_scatter": filled,
     "as_strided": strided,
     "constant_pad_nd": padded,
     "copy": copied,
