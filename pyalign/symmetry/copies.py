@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.symmetry.calls import tensors_of
 
-__all__ = ["copy_of"]
+__all__ = ["copy_of", "keeping", "renewed"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -52,3 +54,45 @@ def _computed(model: nn.Module) -> dict[int, object]:
     """What deepcopy is to take for the tensors that it refuses: their values."""
     kept = [tensor for module in model.modules() for tensor in tensors_of(vars(module))]
     return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
+def renewed(model: nn.Module) -> None:
+    """Let modules drop what they keep of their weights between passes in evaluation mode, after these were changed.
+
+    Modules that keep such values (LeViT its attention biases) drop them when they go back to training: so do those
+    whose class has a `train` of its own here, and are put back into their modes.
+    """
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        modes = [(module, module.training) for module in model.modules()]
+        model.train()
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def keeping(model: nn.Module) -> Iterator[None]:
+    """Take out of the modules' own attributes, and of lists and dicts there, the tensors that a pass puts there."""
+    before = [(vars(module), _attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            for name in [n for n in attributes if not n.startswith("_")]:
+                value, content = kept.get(name, (None, None))
+                if isinstance(attributes[name], Tensor) and attributes[name] is not value:
+                    attributes.pop(name) if name not in kept else attributes.update({name: value})
+                elif attributes[name] is value and isinstance(value, dict) and _more(value, content):
+                    value.clear()
+                    value.update(content)
+                elif attributes[name] is value and isinstance(value, list) and _more(value, content):
+                    value[:] = content
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: (value, copy.copy(value) if type(value) in (dict, list) else None) for name, value in own.items()}
+
+
+def _more(value: dict[Any, Any] | list[Any], content: Any) -> bool:
+    """Whether tensors came into a container."""
+    return content is not None and len(tensors_of(value)) > len(tensors_of(content))

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import answers_of, call, map_tensors, returned_states, state_of, tensors_of
+from pyalign.symmetry.copies import keeping
 from pyalign.symmetry.groups import FixedAxis
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
@@ -167,7 +168,8 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
         try:
             for module, _ in modes:
                 module.training = training
-            yield
+            with keeping(model):
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
