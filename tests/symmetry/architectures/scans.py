@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .record import PERMUTATION, Registry, axis, group, into, noise, out_bias
+from .record import PERMUTATION, SIGNED, Registry, axis, group, into, noise, out_bias
 
 ARCHITECTURES = Registry()
 
@@ -159,3 +159,27 @@ ARCHITECTURES.add(
     group(6, out_bias("text", "image"), into("hidden")),
     group(7, out_bias("hidden"), into("head"), kind=PERMUTATION),
 )
+
+
+class Numbered(nn.Module):
+    """Channels scattered to numbered places in time: the same for all channels, or others for each."""
+
+    def __init__(self, alike: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+        order = torch.stack([torch.randperm(4) for _ in range(6)], -1)
+        self.register_buffer("order", order[:, :1].expand(-1, 6) if alike else order, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        index = self.order.expand(len(x), -1, -1).contiguous()
+        return self.last(torch.zeros_like(h).scatter(1, index, h) + torch.zeros_like(h).scatter_add_(1, index, h))
+
+
+ARCHITECTURES.add(
+    "scattered_alike",
+    lambda: Numbered(True),
+    lambda: noise(2, 4, 5),
+    group(6, out_bias("first"), into("last"), kind=SIGNED),
+)
+ARCHITECTURES.add("scattered_differently", lambda: Numbered(False), lambda: noise(2, 4, 5))

@@ -298,9 +298,9 @@ def scattered(trace: Trace, call: Call) -> list[Planes] | None:
 def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], reason: str) -> list[Planes] | None:
     """Target and source, numbered along one axis, where `along` says what becomes of planes, and a sum off it."""
     target, dim, index, source = call.args[:4]
-    if trace.planes(index):
-        return None
     rank, axis = target.dim(), dim % target.dim()
+    if any(p.along({axis}) for p in trace.planes(index)):
+        return None
     operands = []
     for t in (target, source):
         for plane in trace.planes(t) if isinstance(t, Tensor) else ():  # a number is put alike everywhere
@@ -308,7 +308,12 @@ def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], r
                 along(plane, axis)
         o = trace.operand(t, range(rank), rank)
         operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
-    return [combine(trace, operands, "add", reason)]
+    planes = combine(trace, operands, "add", reason)
+    if index.dim() < rank:  # one list of numbers for all else
+        return [planes]
+    numbers = trace.operand(index, range(rank), rank)
+    own = tuple(Plane(p.atoms, scaled=False) for p in numbers.planes)
+    return [combine(trace, [Operand(planes), Operand(own, numbers.fixed - {axis})], "mul", reason)]
 
 
 def written(trace: Trace, call: Call) -> list[Planes] | None:
