@@ -17,6 +17,7 @@ from pyalign.symmetry.tracing.rules import (
     pointwise,
     pooling,
     reduction,
+    writing,
 )
 from pyalign.symmetry.tracing.rules.base import Rule
 
@@ -28,6 +29,7 @@ __all__ = ["CONSTANT", "RULES", "SIGHTS", "fallback", "is_random"]
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
     **moving.RULES,
+    **writing.RULES,
     **contraction.RULES,
     **pairs.RULES,
     **normalisation.RULES,
