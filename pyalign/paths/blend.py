@@ -14,6 +14,7 @@ from pyalign.io.fit import differences
 from pyalign.io.reader import StateReader
 from pyalign.statistics.spectral import settle_spectral_norms
 from pyalign.symmetry.calls import state_of
+from pyalign.symmetry.copies import renewed
 
 __all__ = ["BLENDED", "Blend", "is_finite", "shapes_of", "sum_into"]
 
@@ -100,6 +101,7 @@ class Blend:
     def into(self, weights: Sequence[float], model: nn.Module) -> None:
         """Write the weighted sum of the states of modules into `model`, in place; raises as `sum` does."""
         self.sum(weights, out=state_of(model))
+        renewed(model)
         if _only(weights) is None:
             settle_spectral_norms(model)
 

@@ -20,7 +20,7 @@ from pyalign.paths.measure import measure
 from pyalign.paths.path import checked_t
 from pyalign.statistics.spectral import settle_spectral_norms
 from pyalign.symmetry.calls import state_of
-from pyalign.symmetry.copies import copy_of
+from pyalign.symmetry.copies import copy_of, renewed
 
 __all__ = ["Curve"]
 
@@ -166,6 +166,7 @@ class Curve:
     def into(self, t: float, model: nn.Module) -> None:
         """Write the weights and buffers at t into `model`, in place."""
         self._write(t, state_of(model))
+        renewed(model)
         if 0.0 < t < 1.0:
             settle_spectral_norms(model)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyalign.errors import CheckpointError, InputError, MismatchError
 from pyalign.symmetry import optimizer_state
 from pyalign.symmetry.calls import state_of
-from pyalign.symmetry.copies import copy_of
+from pyalign.symmetry.copies import copy_of, renewed
 from pyalign.symmetry.elements import composed
 from pyalign.symmetry.files import read_tensors, write_tensors
 from pyalign.symmetry.groups import Group
@@ -119,6 +119,7 @@ class Alignment:
             moved = self.spec.apply(self.transforms, state_of(model))
             aligned = copy_of(model)
             _overwrite(aligned, moved)
+            renewed(aligned)
             return aligned
         if isinstance(model, torch.optim.Optimizer):
             names = optimizer_state.names_of(model, parameters)

@@ -11,7 +11,7 @@ from torch import nn
 from pyalign.errors import InputError
 from pyalign.symmetry.calls import tensors_of
 
-__all__ = ["copy_of"]
+__all__ = ["copy_of", "renewed"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -54,3 +54,16 @@ def _computed(model: nn.Module) -> dict[int, object]:
     """What deepcopy is to take for the tensors that it refuses: their values."""
     kept = [tensor for module in model.modules() for tensor in tensors_of(vars(module))]
     return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
+def renewed(model: nn.Module) -> None:
+    """Let modules drop what they keep of their weights between passes in evaluation mode, after these were changed.
+
+    Modules that keep such values (LeViT its attention biases) drop them when they go back to training: so do those
+    whose class has a `train` of its own here, and are put back into their modes.
+    """
+    if any(type(module).train is not nn.Module.train for module in model.modules()):
+        modes = [(module, module.training) for module in model.modules()]
+        model.train()
+        for module, mode in modes:
+            module.training = mode

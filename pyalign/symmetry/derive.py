@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from pyalign.errors import DataError, InputError, PyalignWarning
 from pyalign.symmetry.calls import answers_of, call, map_tensors, returned_states, state_of, tensors_of
 from pyalign.symmetry.groups import FixedAxis
-from pyalign.symmetry.keeping import keeping_buffers
+from pyalign.symmetry.keeping import keeping_attributes, keeping_buffers
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope, plain_operators
 from pyalign.symmetry.spec import SymmetrySpec
@@ -171,7 +171,7 @@ def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
         try:
             for module, _ in modes:
                 module.training = training
-            with keeping_buffers(model), ExitStack() as suspended:
+            with keeping_buffers(model), keeping_attributes(model), ExitStack() as suspended:
                 if torch.is_inference_mode_enabled():
                     suspended.enter_context(torch.inference_mode(False))
                 for kind in ("cpu", "cuda"):

@@ -1,16 +1,19 @@
-"""Buffers that a forward pass changes, also in evaluation mode (counters, caches), as they were before it."""
+"""What a forward pass leaves on modules, also in evaluation mode (counters, caches): taken away again after it."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.tracing.absent import is_absent
 
-__all__ = ["keeping_buffers"]
+__all__ = ["keeping_attributes", "keeping_buffers"]
 
 
 @contextmanager
@@ -52,3 +55,32 @@ def keeping_buffers(*models: nn.Module) -> Iterator[None]:
             if not is_absent(buffer) and not torch.equal(buffer, entries):
                 with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
                     buffer.copy_(entries)
+
+
+@contextmanager
+def keeping_attributes(model: nn.Module) -> Iterator[None]:
+    """Take out of the modules' own attributes, and of lists and dicts there, the tensors that a pass puts there."""
+    before = [(vars(module), _attributes(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            for name in [n for n in attributes if not n.startswith("_")]:
+                value, content = kept.get(name, (None, None))
+                if isinstance(attributes[name], Tensor) and attributes[name] is not value:
+                    attributes.pop(name) if name not in kept else attributes.update({name: value})
+                elif attributes[name] is value and isinstance(value, dict) and _more(value, content):
+                    value.clear()
+                    value.update(content)
+                elif attributes[name] is value and isinstance(value, list) and _more(value, content):
+                    value[:] = content
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: (value, copy.copy(value) if type(value) in (dict, list) else None) for name, value in own.items()}
+
+
+def _more(value: dict[Any, Any] | list[Any], content: Any) -> bool:
+    """Whether tensors came into a container."""
+    return content is not None and len(tensors_of(value)) > len(tensors_of(content))

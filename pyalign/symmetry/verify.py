@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyalign.errors import SymmetryError
 from pyalign.symmetry.calls import answers_of, call, map_tensors, state_of
-from pyalign.symmetry.copies import copy_of
+from pyalign.symmetry.copies import copy_of, renewed
 from pyalign.symmetry.derive import untouched
 from pyalign.symmetry.elements import following
 from pyalign.symmetry.groups import AxisBinding, FixedAxis, Role, Side
@@ -190,6 +190,7 @@ class _Probe:
             if varies and tensor.data_ptr() not in noisy:
                 noisy.add(tensor.data_ptr())
                 self._disturb(name, tensor)
+        renewed(model)
         self.base = self._outputs()
         self.scale = largest(self.base)
 

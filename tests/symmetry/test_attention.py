@@ -118,6 +118,14 @@ def turned(x: Tensor) -> Tensor:
     return torch.stack([one * cos - two * sin, one * sin + two * cos], -1).flatten(-2)
 
 
+def complex_turned(x: Tensor) -> Tensor:
+    """The same rotation of neighbours, written with complex numbers."""
+    t, d = x.shape[-2:]
+    angle = torch.arange(t)[:, None] / 10.0 ** (torch.arange(0, d, 2) / d)
+    turns = torch.polar(torch.ones_like(angle), angle).to(torch.complex128)
+    return torch.view_as_real(torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2)) * turns).flatten(-2)
+
+
 def built(shape: Shape) -> tuple[nn.Module, Tensor, SymmetrySpec]:
     torch.manual_seed(0)
     model, x = Network(shape).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
@@ -165,6 +173,23 @@ def test_norms_of_queries_and_keys_leave_what_keeps_lengths(rotary: bool) -> Non
 
 def test_rotations_are_found_where_the_code_keeps_their_parts_apart() -> None:
     check(Shape("enable_gqa", rotary=True, apart=True))
+
+
+def test_rotations_are_found_in_complex_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "turned", complex_turned)
+    check(Shape("enable_gqa", rotary=True, apart=True), recover=True)
+    check(Shape("expand", rotary=True, apart=True, normed=True))
+
+
+def test_pairs_that_meet_in_other_complex_products_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def squared(x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * pairs).flatten(-2)
+
+    monkeypatch.setitem(globals(), "turned", squared)
+    model, x, spec = built(Shape("enable_gqa", rotary=True, apart=True))
+    assert not any(g.kind.paired for g in spec.groups.values())
+    assert verify(spec, model, x).error < 1e-9
 
 
 def test_an_odd_head_keeps_the_entry_that_has_no_partner(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +240,24 @@ def test_unlike_query_heads_stay_in_their_block() -> None:
     spec = derive(model, x, within=Kind.INVERTIBLE)
     assert dict(listed(spec)) == {"signed permutation 10": 1, "invertible 4": 4}
     assert verify(spec, model, x).passed
+
+
+def test_values_whose_axis_is_lost_among_others_are_not_mixed() -> None:
+    class Tabled(Network):
+        """Scores plus a number for each head, query and key, all on one axis of a parameter."""
+
+        def __init__(self, shape: Shape) -> None:
+            super().__init__(shape)
+            self.table = nn.Parameter(torch.randn(shape.heads * 36))
+
+        def attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return (q @ k.mT + self.table.view(-1, 6, 6)).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    model, x = Tabled(Shape("expand", shared=4)).double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
+    spec = derive(model, x, within=Kind.INVERTIBLE)
+    assert dict(listed(spec)) == {"signed permutation 10": 1, "invertible 4": 4}  # queries with keys
+    assert verify(spec, model, x).error < 1e-9
 
 
 class Windows(nn.Module):

@@ -92,3 +92,40 @@ def test_what_cannot_be_copied_is_said() -> None:
     model.lock = threading.Lock()
     with pytest.raises(InputError, match="Linear cannot be copied"):
         copy_of(model)
+
+
+class Kept(nn.Module):
+    """Keeps a product of its weights between passes in evaluation mode, and drops it when it goes back to training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, torch.Tensor] = {}
+        self.first, self.bias, self.last = nn.Linear(5, 6), nn.Parameter(torch.randn(6)), nn.Linear(6, 3)
+
+    def train(self, mode: bool = True) -> Kept:
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and "bias" not in self.kept:
+            self.kept["bias"] = self.bias.exp()
+        return self.last(torch.relu(self.first(x) + (self.bias.exp() if self.training else self.kept["bias"])))
+
+
+def test_what_modules_keep_of_their_weights_is_renewed() -> None:
+    torch.manual_seed(0)
+    one, two = Kept().double().eval(), Kept().double().eval()
+    spec = pyalign.derive(one, X)
+    assert [g.size for g in spec.groups.values()] == [6]
+    assert not one.kept, "the model is left as it was"
+    assert spec.verify(one, X).passed
+    with torch.no_grad():
+        one(X), two(X)  # both keep values of their own weights now
+        moved = spec.random(1).apply(two)
+        torch.testing.assert_close(moved(X), two(X), rtol=1e-12, atol=1e-12)
+        middle = pyalign.interpolate(one, two, t=0.5)
+        fresh = Kept().double().eval()
+        fresh.load_state_dict(middle.state_dict())
+        torch.testing.assert_close(middle(X), fresh(X), rtol=1e-12, atol=1e-12)
+    assert not middle.training and not moved.training

@@ -165,6 +165,51 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
         {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, **MARKS}, WRITER,
         {STREAM: 1, "permutation 64": 1, "permutation 4": 1, "invertible 2": 1},
     ),
+    # Heads with a decay of their own; the entries of the state are read and written by all of them alike.
+    "mamba2": (
+        "Mamba2ForCausalLM", "Mamba2Config",
+        {
+            "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 16,
+            "state_size": 6, "n_groups": 1, "expand": 2, "chunk_size": 4, **MARKS,
+        },
+        WRITER,
+        {STREAM: 1, "scaled permutation 4": 1, "permutation 6": 1},
+    ),
+    # As version 3, its rotations written with complex numbers and one group of routing.
+    "deepseek_v2": (
+        "DeepseekV2ForCausalLM", "DeepseekV2Config", {**LATENT, "n_group": 1}, WRITER,
+        {
+            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1, "permutation 4": 2,
+            "scaled rotation of pairs 4": 1, "invertible 4x6": 1, "invertible 4x8": 1, "scaled permutation 4x12": 1,
+        },
+    ),
+    # The second layer's state is a part of a tensor that the first one has written to.
+    "rwkv": (
+        "RwkvForCausalLM", "RwkvConfig",
+        {
+            "vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32,
+            "intermediate_size": 24, "context_length": 16, **MARKS,
+        },
+        WRITER,
+        {STREAM: 1, "permutation 32": 2, "permutation 24": 2},
+    ),
+    # Windows of keys and values as strides; what is padded with -1 keeps values from being mixed.
+    "longformer": (
+        "LongformerForMaskedLM", "LongformerConfig", {**BODY, **WORDS, **MARKS, "attention_window": 4}, TEXT,
+        {STREAM: 1, HEADS: 1, "permutation 24": 1, "invertible 4x8": 1},
+    ),
+    # A linear attention (two key heads with two value heads each) and an ordinary one.
+    "qwen3_next": (
+        "Qwen3NextForCausalLM", "Qwen3NextConfig",
+        {
+            **SHARED, "num_hidden_layers": 2, "head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        WRITER,
+        {"permutation 2": 2, "permutation 2x2": 2, "permutation 4": 2, "scaled permutation 4x12": 2},
+    ),
 }  # fmt: skip
 NAMES = sorted(CASES)
 

@@ -69,6 +69,10 @@ class Label:
         pending: What was done last, where the next operator decides whether units may be mixed.
         repeats: Which repetition of one value each entry is, where values were repeated along an axis: int64, size 1
             along all other axes.
+        crossed: Further planes on axes that `planes` explain: of two axes that were merged into one, to be taken apart
+            again or not.
+        unwritten: Which entries of a constant that is written into part by part were not written yet: bool, size 1
+            along axes it does not vary on.
     """
 
     planes: tuple[Plane, ...] = ()
@@ -76,6 +80,8 @@ class Label:
     leaks: tuple[Plane, ...] = ()
     pending: Pending | None = None
     repeats: Tensor | None = None
+    crossed: tuple[Plane, ...] = ()
+    unwritten: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
 from pyalign.symmetry.tracing.rules.rotary import Half
 from pyalign.symmetry.tracing.ties import Ties
-from pyalign.symmetry.tracing.written import unwritten, written_repeats
+from pyalign.symmetry.tracing.written import part_of, unwritten_in, write_part
 
 __all__ = ["Call", "Escapes", "Sight", "Trace"]
 
@@ -93,6 +93,7 @@ class Trace(TorchDispatchMode):
         self.halves: list[Half] = []
         self._suspended: Pending | None = None
         self._repeating: list[Tensor | None] = []
+        self._crossing: tuple[Plane, ...] = ()
         self._counts: Counter[tuple[str, int, str]] = Counter()
         self._sources = {_geometry(tensor): id(tensor) for tensor, _ in sources}
         for tensor, label in sources:
@@ -108,10 +109,8 @@ class Trace(TorchDispatchMode):
         args, kwargs = self.absent.constants(args), self.absent.constants(kwargs or {})
         name = func._schema.name.split("::")[1]
         in_place = func._schema.is_mutable and name.endswith("_") and not name.startswith("_")
-        seen = args
-        if in_place and isinstance(args[0], Tensor) and self.label(args[0]) is None:
-            seen = (args[0].clone(), *args[1:])
         base = name[:-1] if in_place else name
+        seen = self._before(base, args) if in_place and isinstance(args[0], Tensor) else args
         index = self._count(func, base)
         out = self.absent.run(func, base, args, kwargs)
         call = Call(base, func, seen, kwargs, out, self.scope.current[0], index)
@@ -124,6 +123,17 @@ class Trace(TorchDispatchMode):
         elif inputs:
             self._label(call, in_place)
         return out
+
+    def _before(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The arguments of an operator in place as they are before it: values of constants, axes of all others."""
+        label = self.label(args[0])
+        if label is None:
+            return (args[0].clone(), *args[1:])
+        if name not in _RESHAPED:
+            return args
+        kept = args[0].detach()
+        self.labels[kept] = label
+        return (kept, *args[1:])
 
     def _count(self, func: Any, base: str) -> int:
         """How many calls of this operator came before in this call of the module, those on constants included."""
@@ -138,6 +148,9 @@ class Trace(TorchDispatchMode):
         found: Label | None = self.labels.get(tensor)
         if found is None and self.storages:
             found = self.storages.get(_geometry(tensor))
+        if found is None and tensor._base is not None:
+            whole = self.labels.get(tensor._base)
+            found = None if whole is None else part_of(tensor._base, tensor, whole)
         return found
 
     def planes(self, tensor: Tensor) -> tuple[Plane, ...]:
@@ -159,6 +172,15 @@ class Trace(TorchDispatchMode):
         """What `repeats` answers for the results of the running rule."""
         self._repeating = list(counts)
 
+    def crossed(self, tensor: Tensor) -> tuple[Plane, ...]:
+        """Planes of a tensor whose axis was merged with that of others (see `Label.crossed`)."""
+        label = self.label(tensor)
+        return () if label is None else label.crossed
+
+    def cross(self, planes: Sequence[Plane]) -> None:
+        """What `crossed` answers for the result of the running rule."""
+        self._crossing = tuple(planes)
+
     def suspend(self, pending: Pending) -> None:
         """The result of the running rule is to be judged by what follows."""
         self._suspended = pending
@@ -176,11 +198,18 @@ class Trace(TorchDispatchMode):
             half.settle()
         self.halves.clear()
 
-    def leak(self, tensor: Tensor) -> None:
-        """A tensor is used: units whose numbers it holds cannot move."""
+    def leak(self, tensor: Tensor, crossing: bool = False) -> None:
+        """A tensor is used: units whose numbers it holds cannot move, nor those on an axis with others.
+
+        Args:
+            tensor: The tensor.
+            crossing: Whether what uses it knows of axes with several planes.
+        """
         label = self.label(tensor)
         for plane in label.leaks if label is not None else ():
             self.ties.pin(plane.atoms.unique().numpy(), "its number is used as a value")
+        for plane in () if crossing else self.crossed(tensor):
+            self.ties.pin(plane.atoms.unique().numpy(), "its axis was merged with that of finer units")
 
     def operand(self, tensor: Any, dims: Sequence[int], rank: int) -> Operand:
         """A tensor seen from an index space: its axis d is axis `dims[d]` of `rank` axes.
@@ -226,7 +255,7 @@ class Trace(TorchDispatchMode):
 
     def _label(self, call: Call, in_place: bool) -> None:
         for tensor in tensors_of([call.args, call.kwargs]):
-            self.leak(tensor)
+            self.leak(tensor, crossing=call.name in (_TURNING if tensor.is_complex() else _CROSSING))
             if call.name not in _JUDGES:
                 self.settle(self.pending(tensor))
         if call.name in _PICKS and self.label(call.args[0]) is None and not bool(call.args[0].any()):
@@ -248,18 +277,21 @@ class Trace(TorchDispatchMode):
         leaks = self.leaking.pop("planes", ())
         pending, self._suspended = self._suspended, None
         repeats, self._repeating = [*self._repeating, *[None] * len(outputs)], []
-        first: dict[str, Any] = {"pending": pending}
+        crossed, self._crossing = self._crossing, ()
+        first: dict[str, Any] = {"pending": pending, "crossed": crossed}
         others: dict[str, Any] = {"leaks": leaks}
-        self._set(
-            call.out,
-            [Label(planes, **(others if n else first), repeats=repeats[n]) for n, planes in enumerate(results)],
-        )
+        blanks = unwritten_in(call, self.label(call.args[0]) if isinstance(call.args[0], Tensor) else None)
+        labels = [
+            Label(planes, **(others if n else first), repeats=repeats[n], unwritten=blanks[n] if blanks else None)
+            for n, planes in enumerate(results)
+        ]
+        self._set(call.out, labels)
         if (
             in_place
             and call.name in ("copy", "fill", "zero", "add", "mul", "masked_fill")
             and (before is None or not before.planes)
         ):
-            self._update_relatives(outputs[0], results[0], repeats[0])
+            write_part(self, outputs[0], results[0], repeats[0])
         self._sight(call, outputs, results)
 
     def _moves(self, plane: Plane) -> bool:
@@ -281,29 +313,10 @@ class Trace(TorchDispatchMode):
 
     def _set(self, out: Any, labels: Sequence[Label]) -> None:
         for tensor, label in zip(tensors_of(out), labels, strict=False):
-            self.labels[tensor] = label
-
-    def _update_relatives(self, target: Tensor, planes: tuple[Plane, ...], repeats: Tensor | None) -> None:
-        """A view was written into: the tensor it is a view of takes over the planes of that region."""
-        base = target._base
-        if base is None:
-            return
-        old = self.planes(base)
-        if max(len(planes), len(old)) > 1 or base.storage_offset() != 0 or not base.is_contiguous():
-            self.ties.pin([int(a) for p in (*planes, *old) for a in p.atoms.unique()], "written into part of a tensor")
-            return
-        full = torch.zeros(base.shape, dtype=torch.int64)
-        if old:
-            full.copy_(old[0].atoms.expand(base.shape))
-        elif self.label(base) is None and planes and len(planes[0].dims) == 1:
-            full.copy_(unwritten(self.ties, base, target, planes[0].dims[0]))
-        region = full.as_strided(target.shape, target.stride(), target.storage_offset())
-        region.copy_(planes[0].atoms.expand(target.shape) if planes else torch.zeros((), dtype=torch.int64))
-        from pyalign.symmetry.tracing.rules.moving import settle
-
-        counts = written_repeats(base, target, self.repeats(base), repeats)
-        whole = Plane(full, all(p.scaled for p in (*planes, *old)))
-        self.labels[base] = Label(settle(self, [whole], counts), repeats=counts)
+            if label.unwritten is not None and bool(label.unwritten.all()):
+                self.labels.pop(tensor, None)  # still the constant that it was
+            else:
+                self.labels[tensor] = label
 
     def _sight(self, call: Call, outputs: list[Tensor], results: list[tuple[Plane, ...]]) -> None:
         rank = SIGHTS.get(call.name)
@@ -340,6 +353,13 @@ _LEAVES = frozenset(
 
 
 _PICKS = frozenset({"index", "index_select", "gather"})
+
+_CROSSING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "_reshape_copy", "bmm"})
+_TURNING = frozenset({"view_as_real", "mul"})
+"""Operators whose rules know of axes with several planes, of real and of complex tensors."""
+
+_RESHAPED = frozenset({"unsqueeze", "squeeze", "transpose", "t", "swapaxes", "swapdims"})
+"""Operators that in place give a tensor other axes."""
 
 _JUDGES = frozenset({"add", "sub", "mean", "sum"})
 """Operators whose rules judge pending squares and products themselves."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from . import concat, dense, mobile, residual, sequences, signals
+from . import concat, dense, mobile, residual, scans, sequences, signals
 from .record import Architecture, Expected, Registry, generic
 
 ARCHITECTURES: dict[str, Architecture] = {
     name: architecture
-    for room in (dense, residual, concat, mobile, signals, sequences)
+    for room in (dense, residual, concat, mobile, signals, sequences, scans)
     for name, architecture in room.ARCHITECTURES.items()
 }
 

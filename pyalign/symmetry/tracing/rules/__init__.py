@@ -8,6 +8,7 @@ import numpy as np
 
 from pyalign.symmetry.tracing.labels import Plane, as_array
 from pyalign.symmetry.tracing.rules import (
+    complex,
     contraction,
     creation,
     moving,
@@ -16,6 +17,7 @@ from pyalign.symmetry.tracing.rules import (
     pointwise,
     pooling,
     reduction,
+    writing,
 )
 from pyalign.symmetry.tracing.rules.base import Rule
 
@@ -27,12 +29,14 @@ __all__ = ["CONSTANT", "RULES", "SIGHTS", "fallback", "is_random"]
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
     **moving.RULES,
+    **writing.RULES,
     **contraction.RULES,
     **pairs.RULES,
     **normalisation.RULES,
     **reduction.RULES,
     **pooling.RULES,
     **creation.RULES,
+    **complex.RULES,
 }
 """Base name of an ATen operator (in-place ones without their underscore) -> its rule."""
 

@@ -72,7 +72,7 @@ def combine(
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)
-    return _widest(kept)
+    return _widest(trace.ties, kept)
 
 
 def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> list[Operand]:
@@ -244,12 +244,18 @@ def _partner(plane: Plane, other: Operand) -> Plane | None:
     return next((q for q in other.planes if set(q.dims) & set(plane.dims)), None)
 
 
-def _widest(planes: Sequence[Plane]) -> Planes:
-    """One plane for each set of axes: the one that varies on most; of equals, the scaled one."""
+def _widest(ties: Ties, planes: Sequence[Plane]) -> Planes:
+    """One plane for each set of axes: the one that varies on most; of equals, one of parameters, then a scaled one.
+
+    Matrices cannot be followed along axes that none of those that stay varies on.
+    """
     result: list[Plane] = []
-    for plane in sorted(planes, key=lambda p: (-len(p.dims), not p.scaled)):
-        if plane.dims and not any(set(plane.dims) & set(other.dims) for other in result):
+    for plane in sorted(planes, key=lambda p: (-len(p.dims), bool(ties.summed[as_array(p.atoms)].any()), not p.scaled)):
+        met = [other for other in result if set(plane.dims) & set(other.dims)]
+        if plane.dims and not met:
             result.append(plane)
+        elif not set(plane.dims) <= {d for other in met for d in other.dims}:
+            ties.mixing.part([plane], "its axis is shared with those of other units")
     return tuple(result)
 
 

@@ -37,11 +37,35 @@ def matrix_product(trace: Trace, call: Call) -> list[Planes]:
         trace, xs, ys, {batch + 2}, f"product with values that belong to no unit, in {call.place or 'the model'}"
     )
     planes = _drop_axes(planes, [d for d, t in ((batch + 1, y), (batch, x)) if t.dim() < 2])
+    if call.name == "bmm":
+        trace.repeat([_repeats_of_batch(trace, x, y)])
+        trace.cross([*_crossed(trace, x, 1), *_crossed(trace, y, 2)])
     if added is None or call.kwargs.get("beta", 1) == 0:
         return [planes]
     rank = call.out.dim()
     product = Operand(planes, _unexplained(call.out, planes, rank))
     return [combine(trace, [product, trace.broadcast(added, rank)], "add", f"bias in {call.place or 'the model'}")]
+
+
+def _repeats_of_batch(trace: Trace, x: Tensor, y: Tensor) -> Tensor | None:
+    """The repetitions in a product of matrices: where both factors are repeated along the batch alike, it is too."""
+    counts = [trace.repeats(t) for t in (x, y)]
+    if any(c is None or c.numel() != c.shape[0] for c in counts):
+        return None
+    one, two = counts
+    return one if one is not None and two is not None and torch.equal(one, two) else None
+
+
+def _crossed(trace: Trace, factor: Tensor, axis: int) -> list[Plane]:
+    """Planes that share an axis with others stay on it where it is not summed over."""
+    kept = []
+    for plane in trace.crossed(factor):
+        if plane.dims == (axis,):
+            trace.ties.mixing.touch([plane])
+            kept.append(plane)
+        else:
+            trace.ties.pin(as_array(plane.atoms).reshape(-1), "its axis was merged with that of finer units")
+    return kept
 
 
 def linear(trace: Trace, call: Call) -> list[Planes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +11,16 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact, place
+from pyalign.symmetry.tracing.labels import FIXED, Operand, Plane, as_array, compact
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin
 from pyalign.symmetry.tracing.rules.repeating import distinct, merged, repeats_of
 from pyalign.symmetry.tracing.ties import Ties
+from pyalign.symmetry.tracing.written import blank, is_dense
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
 
-__all__ = ["RULES", "settle"]
+__all__ = ["RULES", "indexed_axes", "settle"]
 
 
 def same(trace: Trace, call: Call) -> list[Planes]:
@@ -57,13 +58,16 @@ def reordered(trace: Trace, call: Call) -> list[Planes]:
     ]
 
 
-def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None) -> Planes:
+def settle(
+    trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None, crossed: list[Plane] | None = None
+) -> Planes:
     """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned.
 
     Args:
         trace: The trace.
         planes: The planes.
         repeats: Which repetition of one value each entry is.
+        crossed: Takes the planes on axes of finer ones, which are pinned where it is None.
     """
     kept: list[Plane] = []
     sizes = [
@@ -78,6 +82,8 @@ def settle(trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None)
             kept.append(distinct(trace.ties, plane, repeats))
         elif (both := merged(trace.ties, plane, kept[rivals[0]])) is not None and len(rivals) == 1:
             kept[rivals[0]] = both
+        elif crossed is not None:
+            crossed.append(plane)
         else:
             pin(trace, (plane,), "its axis was merged with that of finer units")
     return tuple(kept)
@@ -101,8 +107,14 @@ def viewed(trace: Trace, call: Call) -> list[Planes] | None:
     count = trace.repeats(source)
     count = None if count is None else compact(count.expand(source.shape).reshape(shape))
     trace.repeat([count])
-    planes = [Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled) for p in trace.planes(source)]
-    return [settle(trace, planes, count)]
+    planes = [
+        Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled)
+        for p in (*trace.planes(source), *trace.crossed(source))
+    ]
+    crossed: list[Plane] = []
+    planes = [*settle(trace, planes, count, crossed)]
+    trace.cross(crossed)
+    return [tuple(planes)]
 
 
 def indexed(trace: Trace, call: Call) -> list[Planes] | None:
@@ -111,14 +123,15 @@ def indexed(trace: Trace, call: Call) -> list[Planes] | None:
     indices = [t for t in tensors_of([call.args[1:], call.kwargs]) if trace.label(t) is not None]
     if any(trace.planes(t) for t in indices):
         return None
-    axes = _indexed_axes(call) if indices else set()
+    axes = indexed_axes(call) if indices else set()
     for plane in trace.planes(source):
         if plane.along(axes):
             trace.ties.collapse(plane, axes, "picked by index")
     return moved(trace, call, frozenset(axes))
 
 
-def _indexed_axes(call: Call) -> set[int]:
+def indexed_axes(call: Call) -> set[int]:
+    """The axes of the source that an index takes entries from."""
     if call.name in ("index", "index_put"):
         axes, axis = set(), 0
         for index in call.args[1]:
@@ -219,11 +232,15 @@ def padded(trace: Trace, call: Call) -> list[Planes]:
         atoms, scaled = plane.atoms, plane.scaled
         if value != 0:
             scaled = trace.ties.limit_scale(plane, Kind.PERMUTATION, "padded with a number other than zero").scaled
+            trace.ties.mixing.part([plane], "padded with a number other than zero")
         for k in range(len(pad) // 2):
             axis = source.dim() - 1 - k
             if atoms.shape[axis] > 1:
                 atoms = _extended(trace.ties, atoms, axis, pad[2 * k], pad[2 * k + 1])
         planes.append(Plane(atoms, scaled))
+    count = trace.repeats(source)
+    wider = [source.dim() - 1 - k for k in range(len(pad) // 2) if pad[2 * k] or pad[2 * k + 1]]
+    trace.repeat([None if count is None or any(count.shape[d] > 1 for d in wider) else count])
     return [settle(trace, planes)]
 
 
@@ -235,8 +252,19 @@ def _extended(ties: Ties, atoms: Tensor, axis: int, before: int, after: int) -> 
 
 
 def strided(trace: Trace, call: Call) -> list[Planes] | None:
-    """as_strided that only changes the layout in memory."""
-    return same(trace, call) if call.out.shape == call.args[0].shape else None
+    """as_strided: entries by their place in memory; windows that overlap hold the same units."""
+    source = call.args[0]
+    if call.out.shape == source.shape:
+        return same(trace, call)
+    start = call.out.storage_offset() - source.storage_offset()
+    last = start + sum((size - 1) * step for size, step in zip(call.out.shape, call.out.stride(), strict=True))
+    if not is_dense(source, whole=False) or start < 0 or last >= source.numel():
+        return None
+    planes = []
+    for plane in trace.planes(source):
+        full = blank(source, torch.int64).copy_(plane.atoms.expand(source.shape))
+        planes.append(Plane(full.as_strided(call.out.shape, call.out.stride(), start), plane.scaled))
+    return [settle(trace, planes)]
 
 
 def triangle(trace: Trace, call: Call) -> list[Planes]:
@@ -248,88 +276,6 @@ def triangle(trace: Trace, call: Call) -> list[Planes]:
         if plane.along(places):
             trace.ties.distinguish(plane, places, f"{call.name} keeps some places")
     return [planes]
-
-
-def index_added(trace: Trace, call: Call) -> list[Planes] | None:
-    """index_add: rows of the source are added to rows of the target; everything off that axis is a sum."""
-
-    def mixed(plane: Plane, axis: int) -> None:
-        trace.ties.collapse(plane, {axis}, "added by index")
-
-    return _summed_off(trace, call, mixed, f"added by index to values that belong to no unit, in {call.place}")
-
-
-def scattered(trace: Trace, call: Call) -> list[Planes] | None:
-    """scatter, scatter_add: entries go to numbered places along an axis; everything off that axis is a sum."""
-
-    def held(plane: Plane, axis: int) -> None:
-        pin(trace, (plane,), "put to numbered places")
-
-    return _summed_off(trace, call, held, f"put among values that belong to no unit, in {call.place}")
-
-
-def _summed_off(trace: Trace, call: Call, along: Callable[[Plane, int], None], reason: str) -> list[Planes] | None:
-    """Target and source, numbered along one axis, where `along` says what becomes of planes, and a sum off it."""
-    target, dim, index, source = call.args[:4]
-    if trace.planes(index):
-        return None
-    rank, axis = target.dim(), dim % target.dim()
-    operands = []
-    for t in (target, source):
-        for plane in trace.planes(t) if isinstance(t, Tensor) else ():  # a number is put alike everywhere
-            if plane.along({axis}):
-                along(plane, axis)
-        o = trace.operand(t, range(rank), rank)
-        operands.append(Operand(tuple(p for p in o.planes if not p.along({axis})), o.fixed - {axis}, o.zero))
-    return [combine(trace, operands, "add", reason)]
-
-
-def written(trace: Trace, call: Call) -> list[Planes] | None:
-    """index_put: what is at an index is replaced or added to; along all other axes both are tied."""
-    mask = _mask(call)
-    if mask is not None and trace.planes(call.args[1][mask]):
-        return _masked(trace, call, mask)
-    target, values, axes = call.args[0], call.args[2], _indexed_axes(call)
-    before, rest = min(axes), target.dim() - max(axes) - 1
-    inside = set(range(before, values.dim() - rest))
-    known = any(trace.planes(t) for t in tensors_of(call.args[1]))
-    if known or axes != set(range(before, max(axes) + 1)) or (before and not inside):
-        return None
-    operands = [_off(trace, t, own, axes, target.dim()) for t, own in ((target, axes), (values, inside))]
-    return [combine(trace, operands, "add", f"written by index among values that belong to no unit, in {call.place}")]
-
-
-def _mask(call: Call) -> int | None:
-    """The place of the one index, if it is a mask whose entries all take one number: `h[h < 0] = 0`."""
-    given = [n for n, index in enumerate(call.args[1]) if index is not None]
-    one = len(given) == 1 and call.args[1][given[0]].dtype in (torch.bool, torch.uint8)
-    return given[0] if one and call.args[2].numel() == 1 else None
-
-
-def _masked(trace: Trace, call: Call, first: int) -> list[Planes]:
-    """A number at the entries of a mask: pointwise, as masked_fill; scales survive only zero."""
-    target, mask, value = call.args[0], call.args[1][first], call.args[2]
-    rank = target.dim()
-    operands = [trace.operand(target, range(rank), rank), trace.operand(mask, range(first, first + mask.dim()), rank)]
-    mode = "pin" if bool(value.any()) or trace.planes(value) else "mul"
-    return [combine(trace, operands, mode, f"written under a mask of values that belong to no unit, in {call.place}")]
-
-
-def _off(trace: Trace, tensor: Tensor, own: set[int], axes: set[int], rank: int) -> Operand:
-    """A tensor seen from the axes of an index space that are not `axes`; its own axes `own` are those of the index."""
-    whole = trace.operand(tensor, range(tensor.dim()), tensor.dim())
-    here = [d for d in range(tensor.dim()) if d not in own]
-    there = [d for d in range(rank) if d not in axes]
-    there = there[len(there) - len(here) :]
-    planes = []
-    for plane in whole.planes:
-        if plane.along(own):
-            trace.ties.collapse(plane, own, "written by index")
-        else:
-            atoms = plane.atoms.reshape([plane.atoms.shape[d] for d in here])
-            planes.append(place(Plane(atoms, plane.scaled), there, rank))
-    fixed = frozenset(there[here.index(d)] for d in whole.fixed if d in here)
-    return Operand(tuple(planes), fixed, whole.zero)
 
 
 def copied(trace: Trace, call: Call) -> list[Planes]:
@@ -375,10 +321,6 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("index", "index_select", "gather", "take_along_dim"), indexed),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenated),
     "stack": stacked,
-    "index_add": index_added,
-    "scatter": scattered,
-    "scatter_add": scattered,
-    "index_put": written,
     "as_strided": strided,
     "constant_pad_nd": padded,
     "copy": copied,

@@ -13,6 +13,7 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Pending, Plane, as_array
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, note_mixing, restrict
+from pyalign.symmetry.tracing.rules.complex import turned
 from pyalign.symmetry.tracing.rules.rotary import Half, half_of, half_turned, rotate
 
 if TYPE_CHECKING:
@@ -206,6 +207,8 @@ def mul(trace: Trace, call: Call) -> list[Planes] | None:
     """Products: one factor may carry a scale. What a product with constants does to mixtures is seen later."""
     if not isinstance(call.out, Tensor):
         return None
+    if any(trace.crossed(t) for t in tensors_of(call.args[:2]) if t.is_complex()):
+        return turned(trace, call)
     rank = call.out.dim()
     operands = [trace.broadcast(a, rank) for a in call.args[:2]]
     for operand in operands:
