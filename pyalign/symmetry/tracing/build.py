@@ -46,7 +46,9 @@ def build_spec(
     slots = Slots(units)
     layout = [(axis, slots.on_axis(np.arange(axis.start, axis.start + axis.size))) for axis in ties.axes]
     layout = [(axis, found) for axis, found in layout if not (axis.blocks == 1 and _has_fibre(ties, axis))]
-    bound = {key for _, found in layout for key in found}
+    bound = {key for axis, found in layout if not axis.buffer for key in found}  # what moves in buffers alone stays
+    outer = {id(c.outer) for c in units.classes if id(c) in bound}
+    layout = [(axis, {key: at for key, at in found.items() if key in bound | outer}) for axis, found in layout]
     units.classes[:] = [
         c for c in units.classes if id(c) in bound or any(o.outer is c and id(o) in bound for o in units.classes)
     ]

@@ -183,3 +183,20 @@ ARCHITECTURES.add(
     group(6, out_bias("first"), into("last"), kind=SIGNED),
 )
 ARCHITECTURES.add("scattered_differently", lambda: Numbered(False), lambda: noise(2, 4, 5))
+
+
+class Decayed(nn.Module):
+    """A persistent table of more steps than the input has: the rest of it stays, nobody else moves with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 6), nn.Linear(6, 2)
+        self.register_buffer("decay", torch.rand(9, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)) * self.decay[: x.shape[1]])
+
+
+ARCHITECTURES.add(
+    "a_longer_table", Decayed, lambda: noise(2, 4, 5), group(6, out_bias("first"), into("last"), kind=SIGNED)
+)
