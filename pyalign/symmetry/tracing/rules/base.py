@@ -79,7 +79,7 @@ def combine(
 
 
 def _unseen(planes: Sequence[Plane], result: Planes, summed: frozenset[int]) -> list[Plane]:
-    """Planes whose entries along some axis are in the result, but not in its planes: what follows is not noted there."""
+    """Planes with entries in the result that its planes do not tell apart: what follows is not noted there."""
     seen = {d for plane in result for d in plane.dims} | summed
     return [p for p in planes if p not in result and not set(p.dims) <= seen]
 

@@ -64,7 +64,9 @@ def _among(
 
 def _inherit(ties: Ties, old: IntArray, new: IntArray) -> None:
     """What is known of the entries of an axis holds for them in every block."""
-    ties.mark(new.reshape(-1), np.zeros(new.size, np.int64), np.broadcast_to(ties.signature[old], new.shape).reshape(-1))
+    ties.mark(
+        new.reshape(-1), np.zeros(new.size, np.int64), np.broadcast_to(ties.signature[old], new.shape).reshape(-1)
+    )
     for limited, kind, reason in list(ties.scale_limits):
         if (places := np.isin(old, limited)).any():
             ties.scale_limits.append((new[:, places].reshape(-1), kind, reason))
