@@ -93,3 +93,28 @@ def test_grouped_convolutions_with_computed_weights(name: str, within: Kind) -> 
         found = listed(spec)
         assert sum(found[kind] for kind in kinds) == 2 and all(found[kind] for kind in kinds), found
         assert found["permutation 3"] == 1, found
+
+
+class Blurred(nn.Module):
+    """Channels that are smoothed before they are read, with kernels that the module keeps outside its state."""
+
+    def __init__(self, repeated: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, WIDTH, 3), nn.Conv2d(WIDTH, 8, 1)
+        kernel = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
+        kernel = (kernel[:, None] * kernel / 16)[None, None]
+        strength = torch.linspace(1.0 if repeated else 0.5, 1.0, WIDTH, dtype=torch.float64)
+        self.register_buffer("kernel", kernel * strength[:, None, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.conv2d(F.pad(self.first(x).relu(), [1] * 4, mode="reflect"), self.kernel, stride=2, groups=WIDTH)
+        return self.second(h).mean((2, 3))
+
+
+@pytest.mark.parametrize("repeated", [True, False])
+def test_channels_that_a_constant_kernel_smooths_alike_move(repeated: bool) -> None:
+    model = generic(Blurred(repeated).double().eval(), seed=1)
+    inputs = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    spec = pyalign.derive(model, inputs)
+    assert listed(spec) == ({f"{POSITIVE} {WIDTH}": 1} if repeated else {})
+    assert_same(call(spec.random(0).apply(model), inputs), call(model, inputs))

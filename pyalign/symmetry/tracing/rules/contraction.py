@@ -133,12 +133,12 @@ def _weight(trace: Trace, weight: Tensor, groups: int, transposed: bool, rank: i
     fixed: set[int] = set()
     for plane in rows:
         planes.append(_spread(plane.atoms.reshape(groups, -1), [1, first], plane.scaled, rank))
-    if weight.shape[0] > 1 and not rows:
+    if 0 in channels.fixed:
         fixed |= {1, first}
     for plane in fibres:
         atoms = fibre_atoms(trace.ties, plane, rows, weight.shape, groups).reshape(groups, -1)
         planes.append(_spread(atoms, [1, second], plane.scaled, rank))
-    if weight.shape[1] > 1 and not fibres:
+    if 1 in channels.fixed:
         fixed |= {second}
     return Operand(tuple(planes), frozenset(fixed))
 
