@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from pyalign.matching.experts import check_experts, expert_groups
 from pyalign.matching.families import Families, by_blocks
 from pyalign.matching.objective import Elements, Objective
 from pyalign.matching.problem import Problem, check_start
-from pyalign.matching.scaling import halfway
+from pyalign.matching.rescaled import rematched
 from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, state_of
 
 __all__ = ["WeightMatching"]
@@ -42,7 +43,8 @@ class WeightMatching:
         sweeps: Most sweeps over all groups of each.
         signs: Use signs where a group allows them.
         scales: Use factors where groups allow them and where that brings the networks much nearer, as between a network
-            and one that was rescaled (`pyalign.matching.scaling`); networks from different seeds rarely need them.
+            and one that was rescaled (`pyalign.matching.scaling`), then match units again beside these factors
+            (`pyalign.matching.rescaled`); networks from different seeds rarely need them.
         start: Begin here instead: an alignment of the same spec, such as that of activation matching.
         within: The largest class `pyalign.align` derives for it: `Kind.INVERTIBLE` for all, `Kind.PERMUTATION` for
             permutations only. Where groups mix units (attention heads, residual streams without scales), the distance
@@ -100,7 +102,7 @@ class WeightMatching:
         assert best is not None
         elements: Elements = {name: best.elements[name] for name in spec.groups}
         if self.scales:
-            elements = halfway(spec, objective.a, objective.b, elements, best.trace[-1])
+            elements = self._with_factors(problem, objective, elements, best.trace[-1])
         objective.restart(elements)
         after = {name: objective.cosine(name) for name in spec.groups}
         return Alignment(
@@ -116,6 +118,19 @@ class WeightMatching:
             seconds={"matching": time.perf_counter() - began},
             notes=tuple(_notes(spec, objective, best, self.sweeps)),
         )
+
+    def _with_factors(self, problem: Problem, objective: Objective, elements: Elements, products: float) -> Elements:
+        """Factors where they bring the networks nearer, and units matched again beside them."""
+        spec, generator = problem.spec, torch.Generator().manual_seed(problem.seed)
+
+        def search(state_b: Mapping[str, Tensor]) -> Elements:
+            rescaled = Objective(spec, objective.a, state_b, elements)
+            descent = _Descent(rescaled, Families(spec, self.signs, self.backend), self.backend)
+            with tqdm(disable=True) as bar:
+                descent.run(self.sweeps, generator, bar)
+            return descent.elements
+
+        return dict(rematched(spec, objective.a, objective.b, elements, products, search))
 
     def _match_classes(self, problem: Problem) -> Alignment:
         return match_classes(

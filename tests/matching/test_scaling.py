@@ -147,3 +147,21 @@ def test_units_of_few_weights_are_told_apart_from_factors_over_all_classes() -> 
     moved = spec.random(1).apply(model.state_dict())
     found = match_states(spec, model.state_dict(), moved, progress=False)
     assert -found.objective < 1e-20
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_units_that_factors_led_astray_are_matched_again(seed: int) -> None:
+    """A layer of many units that differ little: products with large factors outweigh what tells them apart."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(64, 600, bias=False), nn.BatchNorm1d(600), nn.ReLU(), nn.Linear(600, 7)]
+        model = nn.Sequential(*layers).double().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                spread = max(float(parameter.square().mean().sqrt()), 0.05)
+                parameter.add_(0.2 * spread * torch.randn_like(parameter))
+        inputs = torch.randn(4, 64, dtype=torch.float64)
+    spec = derive(model, inputs)
+    moved = spec.random(1).apply(model)
+    found = pyalign.align(model, moved, [inputs], method="weight", spec=spec, progress=False)
+    assert largest(model, found.apply(moved)) < 1e-9 < 0.1 < largest(model, moved)

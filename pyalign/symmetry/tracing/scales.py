@@ -41,7 +41,7 @@ class Scales:
         """Kind of a class, what stands in the way of a larger one, and the exponent of the factor for each atom."""
         atoms = self._parameter_atoms(c)
         node, inverse = self.node[atoms], self.node[atoms + self.count]
-        best = self._generator(node[0], inverse[0], self.ties.axis_of(atoms[0]) >= 0)
+        best = self._generator(node[0], inverse[0], atoms[0])
         if best is not None and self.shared[node[:, best]].any():
             return Kind.PERMUTATION, "its signs and scales are those of other units too", {}
         if best is None:
@@ -73,10 +73,14 @@ class Scales:
         limit = int(self.limit[node])
         return self.ties.scale_limits[limit][2] if limit >= 0 else ""
 
-    def _generator(self, node: Nodes, inverse: Nodes, own: NDArray[np.bool_]) -> int | None:
-        """Role of the atom whose scale the group takes: free, and shared by the most tensors of the first unit."""
-        best, most = None, 0
-        for role, n in enumerate(node.tolist()):
+    def _generator(self, node: Nodes, inverse: Nodes, atoms: Nodes) -> int | None:
+        """Role of the atom whose scale the group takes: free, and shared by the most tensors of the first unit.
+
+        Of several (each norm on a residual stream has one) the first parameter's, whatever else was looked for.
+        """
+        best, most, own = None, 0, self.ties.axis_of(atoms) >= 0
+        for role in np.argsort(atoms).tolist():
+            n = int(node[role])
             alike = (node == n) | (inverse == n)
             shared = int((node == n).sum() + (inverse == n).sum()) if bool(alike[own].any()) else 0
             if (self.signs[n] or self.scales[n]) and shared > most:

@@ -72,7 +72,16 @@ def combine(
     if summed:
         operands = _scales_contracted(trace.ties, operands, summed)
     kept = _SCALES[mode](trace.ties, operands, reason)
-    return _widest(trace.ties, kept)
+    result = _widest(trace.ties, kept)
+    if mode == "mul":
+        trace.ties.mixing.part(_unseen(kept, result, summed), reason)
+    return result
+
+
+def _unseen(planes: Sequence[Plane], result: Planes, summed: frozenset[int]) -> list[Plane]:
+    """Planes with entries in the result that its planes do not tell apart: what follows is not noted there."""
+    seen = {d for plane in result for d in plane.dims} | summed
+    return [p for p in planes if p not in result and not set(p.dims) <= seen]
 
 
 def _served(ties: Ties, operands: Sequence[Operand], summed: frozenset[int]) -> list[Operand]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.tracing.labels import Operand, Plane, as_array, place
 from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, reduce_symmetric
+from pyalign.symmetry.tracing.rules.fibres import fibre_atoms
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -157,30 +157,14 @@ def _weight(trace: Trace, weight: Tensor, groups: int, transposed: bool, rank: i
     fixed: set[int] = set()
     for plane in rows:
         planes.append(_spread(plane.atoms.reshape(groups, -1), [1, first], plane.scaled, rank))
-    if weight.shape[0] > 1 and not rows:
+    if 0 in channels.fixed:
         fixed |= {1, first}
     for plane in fibres:
-        planes.append(_spread(_fibre_atoms(trace, plane, groups).reshape(groups, -1), [1, second], plane.scaled, rank))
-    if weight.shape[1] > 1 and not fibres:
+        atoms = fibre_atoms(trace.ties, plane, rows, weight.shape, groups).reshape(groups, -1)
+        planes.append(_spread(atoms, [1, second], plane.scaled, rank))
+    if 1 in channels.fixed:
         fixed |= {second}
     return Operand(tuple(planes), frozenset(fixed))
-
-
-def _fibre_atoms(trace: Trace, plane: Plane, groups: int) -> Tensor:
-    """Atoms of (row block, entry) for the fibre axis of a grouped weight, when it is an axis of a parameter."""
-    atoms = as_array(plane.atoms).reshape(-1)
-    for axis in trace.ties.axes:
-        if (
-            axis.blocks == 1
-            and axis.size == len(atoms)
-            and axis.start == atoms[0]
-            and atoms[-1] == axis.start + axis.size - 1
-        ):
-            return torch.from_numpy(
-                trace.ties.new_axis(axis.tensor, axis.axis, groups * axis.size, groups, axis.buffer)
-            )
-    trace.ties.pin(atoms, "fibres of a grouped convolution that are computed from several tensors")
-    return plane.atoms.reshape(1, -1).expand(groups, -1).reshape(-1)
 
 
 def _spread(atoms: Tensor, dims: Sequence[int], scaled: bool, rank: int) -> Plane:
