@@ -135,8 +135,10 @@ def _traced(
     used = set().union(*(trace.used for trace in traces))
     dead = {*unreached, *(name for name, b in model.named_buffers() if id(b) not in used)}
     for axis in ties.axes:
-        if axis.tensor in dead:
-            ties.pin(np.arange(axis.start, axis.start + axis.size), UNUSED)
+        atoms = np.arange(axis.start, axis.start + axis.size)
+        # What other inputs may read, such as the positions behind these inputs' last one, has an order that they tell.
+        unread = atoms[~ties.reached[atoms]] if axis.blocks == 1 else atoms[:0]
+        ties.pin(atoms if axis.tensor in dead else unread, UNUSED)
     states = sorted({name for trace in traces for name in trace.states})
     notes += [f"not held in place, since the model takes it back: {', '.join(states)}"] if states else []
     notes += _unknown(traces)

@@ -54,6 +54,7 @@ class Ties:
         origin: The atom that an atom is a copy of.
         served: Atoms of heads that share a key or a value.
         summed: Atoms of what is left of units whose inside was summed.
+        reached: Atoms that went into a computation.
         events: How many events were recorded.
     """
 
@@ -77,6 +78,7 @@ class Ties:
     origin: IntArray = field(default_factory=lambda: np.zeros(1, np.int64))
     served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     summed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    reached: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
     _bounds: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
@@ -94,6 +96,7 @@ class Ties:
         self.unscaled = np.concatenate([self.unscaled, np.zeros(count, bool)])
         self.served = np.concatenate([self.served, np.zeros(count, bool)])
         self.summed = np.concatenate([self.summed, np.zeros(count, bool)])
+        self.reached = np.concatenate([self.reached, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -127,6 +130,7 @@ class Ties:
             scaled: Whether they carry its scale.
         """
         own = self.new_atoms(len(atoms))
+        self.reach(atoms)
         sources, block = np.unique(atoms, return_inverse=True)
         blocks = self.new_group(len(sources))
         self.pinned[own] = self.pinned[atoms]
@@ -159,6 +163,7 @@ class Ties:
         """Atoms at equal positions of two arrays belong to one unit."""
         x, y = (flat.reshape(-1) for flat in np.broadcast_arrays(x, y))
         self.edges.append((x.copy(), y.copy()))
+        self.reach(np.concatenate([x, y]))
         # A partner's signature is part of one's role: it tells the copies of a unit apart.
         seen_by_x, seen_by_y = self.signature[y], self.signature[x]
         self.mark(x, rank(y), seen_by_x)
@@ -251,6 +256,10 @@ class Ties:
     def mixes(self, plane: Plane) -> bool:
         """Whether matrices may still act on its atoms."""
         return self.mixing.active and not bool(self.mixing.barred[as_array(plane.atoms)].any())
+
+    def reach(self, atoms: IntArray) -> None:
+        """These entries went into a computation, instead of only being moved along with others."""
+        self.reached[self.origin[atoms]] = True
 
     def see(self, plane: Plane) -> None:
         """A plane appeared in the computation: what is in it has something in common."""

@@ -18,8 +18,8 @@ from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.locate import ModuleScope
 from pyalign.symmetry.tracing.absent import Absent, storage_of
-from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, place
-from pyalign.symmetry.tracing.rules import CONSTANT, RULES, SIGHTS, fallback, is_random
+from pyalign.symmetry.tracing.labels import Label, Operand, Pending, Plane, as_array, place
+from pyalign.symmetry.tracing.rules import CONSTANT, MOVING, RULES, SIGHTS, fallback, is_random
 from pyalign.symmetry.tracing.rules.base import Rule
 from pyalign.symmetry.tracing.rules.repeating import common_repeats, places_of
 from pyalign.symmetry.tracing.rules.rotary import Half
@@ -258,6 +258,8 @@ class Trace(TorchDispatchMode):
             self.leak(tensor, crossing=call.name in (_TURNING if tensor.is_complex() else _CROSSING))
             if call.name not in _JUDGES:
                 self.settle(self.pending(tensor))
+            for plane in () if call.name in MOVING else (*self.planes(tensor), *self.crossed(tensor)):
+                self.ties.reach(as_array(plane.atoms).reshape(-1))
         if call.name in _PICKS and self.label(call.args[0]) is None and not bool(call.args[0].any()):
             self._clear(call.out)  # zeros, whichever are picked
             return

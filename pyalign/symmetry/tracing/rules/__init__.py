@@ -24,7 +24,7 @@ from pyalign.symmetry.tracing.rules.base import Rule
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
 
-__all__ = ["CONSTANT", "RULES", "SIGHTS", "fallback", "is_random"]
+__all__ = ["CONSTANT", "MOVING", "RULES", "SIGHTS", "fallback", "is_random"]
 
 RULES: dict[str, Rule] = {
     **pointwise.RULES,
@@ -45,6 +45,9 @@ SIGHTS: dict[str, int] = {**pointwise.SIGHTS, **normalisation.SIGHTS, **contract
 
 
 CONSTANT = creation.CONSTANT
+
+MOVING = frozenset(moving.RULES)
+"""Operators that move entries and compute nothing from them."""
 
 
 def is_random(name: str) -> bool:
