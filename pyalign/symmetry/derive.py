@@ -77,6 +77,7 @@ def derive(
         [('0', 8)]
     """
     from pyalign.symmetry.experts import ordered_experts
+    from pyalign.symmetry.unread import without_unread
 
     if not isinstance(model, nn.Module):
         raise InputError("cannot derive a symmetry", given=type(model).__name__, expected="a torch.nn.Module")
@@ -84,6 +85,7 @@ def derive(
         raise InputError("the model has lazy parameters without a shape", do="run it once before deriving")
     spec, ties, sights = traced_spec(model, example_inputs, within, tuple(constants))
     spec = ordered_experts(spec, model, example_inputs, ties, sights)
+    spec = without_unread(spec, model, example_inputs)
     held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(spec.shapes[n])))
     spec = replace(spec, fixed=(*spec.fixed, *held))
     return spec if within is Kind.SCALED else spec.within(within)

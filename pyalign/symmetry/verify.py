@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.transforms import ScaledPermutation, Transform
 from pyalign.symmetry.wide import WideForms
 
-__all__ = ["Verification", "sound", "verify"]
+__all__ = ["Verification", "holding", "sound", "verify"]
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,23 @@ def sound(spec: SymmetrySpec, model: nn.Module, inputs: Any, *, seed: int = 0) -
     families = _families(spec)
     wrong = [names for names in families if probe.error(spec, {n: elements[n] for n in names}) > tolerance]
     held = tuple(name for names in wrong for name in names)
-    kept = {name: g for name, g in spec.groups.items() if name not in held}
-    reason = "it changes the outputs when moved"
-    fixed = tuple(FixedAxis(b.tensor, b.axis, reason) for b in spec.bindings if b.group in held)
-    rest = replace(
+    rest = holding(spec, held, "it changes the outputs when moved")
+    verify(rest, model, inputs, seed=seed)
+    return rest, held
+
+
+def holding(spec: SymmetrySpec, names: Sequence[str], reason: str) -> SymmetrySpec:
+    """The spec without these groups, whose axes stay for this reason."""
+    kept = {name: g for name, g in spec.groups.items() if name not in names}
+    fixed = tuple(FixedAxis(b.tensor, b.axis, reason) for b in spec.bindings if b.group in names)
+    return replace(
         spec,
         groups=kept,
         bindings=tuple(b for b in spec.bindings if b.group in kept),
         sites=tuple(s for s in spec.sites if s.group in kept),
         fixed=(*spec.fixed, *fixed),
-        notes=(*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in held)),
+        notes=(*spec.notes, *(f"group {name!r} was derived but {reason}; it is held in place" for name in names)),
     )
-    verify(rest, model, inputs, seed=seed)
-    return rest, held
 
 
 def _families(spec: SymmetrySpec) -> list[list[str]]:
@@ -216,6 +220,11 @@ class _Probe:
     def error(self, spec: SymmetrySpec, elements: Mapping[str, Transform]) -> float:
         """Largest relative change of the outputs."""
         return self._difference(self._installed(spec.apply(elements, self.state)))
+
+    def changes(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether weights give other outputs, however little."""
+        outputs = self._installed(state)
+        return any(not torch.equal(x, y) for x, y in zip(outputs, self.base, strict=True))
 
     @property
     def least(self) -> float:
