@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyalign.symmetry.spec import SymmetrySpec
+from pyalign.symmetry.tracing.rules.contraction import KERNEL
 
 __all__ = ["ExpertLayer", "expert_layers"]
 
@@ -42,13 +43,13 @@ class ExpertLayer:
 def expert_layers(spec: SymmetrySpec) -> list[ExpertLayer]:
     """Layers whose names and shapes are those of experts with a router; whether they are is proven elsewhere."""
     fixed = {(f.tensor, f.axis): f.reason for f in spec.fixed if not f.reason.startswith(_ELSEWHERE)}
-    lists = _lists(spec)
+    lists, solids = _lists(spec), _solids(spec)
     found: dict[tuple[str, int], dict[str, tuple[str, ...]]] = defaultdict(dict)
     anchors = [(stem, len(next(iter(stacks.values()))), stacks) for stem, stacks in lists.items()]
-    anchors += [(name, spec.shapes[name][0], {}) for name, axis in fixed if axis == 0 and _solid(spec, name)]
+    anchors += [(name, spec.shapes[name][0], {}) for name, axis in fixed if axis == 0 and name in solids]
     for place, count, stacks in anchors:
         parts = {part for names in stacks.values() for part in names}
-        counting = [n for n, d in fixed if spec.shapes[n][d] == count and n not in parts and not _solid(spec, n)]
+        counting = [n for n, d in fixed if spec.shapes[n][d] == count and n not in parts and n not in solids]
         home = place.rpartition(".")[0]
         scope = _around(place, [n for n in counting if n.rpartition(".")[0] != home]) or _around(place, counting)
         if scope is not None:
@@ -64,17 +65,20 @@ def expert_layers(spec: SymmetrySpec) -> list[ExpertLayer]:
 
 def _moving(spec: SymmetrySpec) -> Iterator[ExpertLayer]:
     """Experts whose order was found in the computation, while what is inside them moves alike in all."""
+    solids = _solids(spec)
     for group in spec.groups.values():
         bound = spec.of(group.name)
-        if any(b.axis != 0 or b.blocks > 1 or b.positions.shape[1] > 1 for b in bound if _solid(spec, b.tensor)):
+        if any(b.axis != 0 or b.blocks > 1 or b.positions.shape[1] > 1 for b in bound if b.tensor in solids):
             continue
         axes = tuple((b.tensor, 0) for b in bound if b.axis == 0 and spec.shapes[b.tensor][0] == group.size)
-        if any(_solid(spec, name) for name, _ in axes) and not group.kind.mixes:
+        if any(name in solids for name, _ in axes) and not group.kind.mixes:
             yield ExpertLayer("", group.size, {}, axes, group.name)
 
 
-def _solid(spec: SymmetrySpec, name: str) -> bool:
-    return len(spec.shapes[name]) >= 3
+def _solids(spec: SymmetrySpec) -> frozenset[str]:
+    """Tensors in which each expert may have a matrix; kernels of convolutions have none."""
+    kernels = {f.tensor for f in spec.fixed if f.reason == KERNEL}
+    return frozenset(n for n, shape in spec.shapes.items() if sum(s > 1 for s in shape) >= 3 and n not in kernels)
 
 
 def _around(place: str, names: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyalign import derive
 from pyalign.errors import InputError
 from pyalign.symmetry import Alignment, SymmetrySpec, Wreath, verify
+from pyalign.symmetry.expert_layers import expert_layers
 
 from .mixtures import (
     EXPERTS,
@@ -145,3 +146,22 @@ def test_momenta_of_listed_experts_move_along() -> None:
     for number, entries in expected.items():
         for key, value in entries.items():
             torch.testing.assert_close(found[number][key], value)
+
+
+class ChannelAttention(nn.Module):
+    """A convolution that runs along the channels (ECA): they stay, and are nobody's experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.point, self.eca = nn.Conv2d(8, 8, 1), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.point(self.norm(self.conv(x)))
+        return h * self.eca(h.mean((2, 3)).unsqueeze(1)).sigmoid().squeeze(1)[:, :, None, None]
+
+
+def test_kernels_of_convolutions_are_no_experts() -> None:
+    spec = derive(ChannelAttention().eval(), torch.randn(2, 3, 6, 6))
+    assert not [f for f in spec.fixed if "experts" in f.reason]
+    assert not expert_layers(spec)

@@ -16,7 +16,10 @@ from pyalign.symmetry.tracing.rules.fibres import fibre_atoms
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
 
-__all__ = ["RULES", "SIGHTS"]
+__all__ = ["KERNEL", "RULES", "SIGHTS"]
+
+KERNEL = "kernel positions"
+"""Why the axes of a convolution's weight that lie in space stay."""
 
 
 def contract(trace: Trace, x: Operand, y: Operand, summed: set[int], reason: str) -> Planes:
@@ -147,7 +150,7 @@ def convolution(trace: Trace, call: Call) -> list[Planes]:
 
 def _weight(trace: Trace, weight: Tensor, groups: int, transposed: bool, rank: int) -> Operand:
     """The weight in the index space of `convolution`; a grouped one has its own axis of fibre positions."""
-    channels = _channels(trace, weight, "kernel positions")
+    channels = _channels(trace, weight, KERNEL)
     first, second = (rank - 1, 2) if transposed else (2, rank - 1)
     if groups == 1:
         planes = [place(p, [first, second, *range(3, rank - 1)], rank) for p in channels.planes]
