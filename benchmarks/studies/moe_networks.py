@@ -71,14 +71,36 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Every expert's answer, weighted; those that were not chosen count nothing."""
-        scores = self.gate(x)
+        return self.combined(x, self.gate(x), [expert(x) for expert in self.everyone()])
+
+    def everyone(self) -> list[nn.Module]:
+        """The experts, the shared one last."""
+        return [*self.experts, *([] if self.shared is None else [self.shared])]
+
+    def combined(self, x: Tensor, scores: Tensor, answers: list[Tensor]) -> Tensor:
+        """The answers of all experts weighted by the router's scores, that of the shared one whole."""
         if self.kind == "dense":
             weight = scores.softmax(-1)
         else:
             best, index = scores.topk(2, -1)
             weight = torch.zeros_like(scores).scatter(-1, index, best.softmax(-1))
-        out = sum((weight[..., e : e + 1] * f(x) for e, f in enumerate(self.experts)), torch.zeros_like(x))
-        return out if self.shared is None else out + self.shared(x)
+        chosen = zip(weight.unbind(-1), answers, strict=False)
+        out = sum((w.unsqueeze(-1) * answer for w, answer in chosen), torch.zeros_like(x))
+        return out if self.shared is None else out + answers[-1]
+
+
+class Averaged(nn.Module):
+    """Two matched mixtures halfway: the mean of their routers' weights, and of their experts' answers (not weights)."""
+
+    def __init__(self, one: Any, two: Any) -> None:
+        super().__init__()
+        self.one, self.two = one, two
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Expert by expert the mean of both answers, weighted by the router whose weights are the mean of both."""
+        pairs = zip(self.one.everyone(), self.two.everyone(), strict=True)
+        answers = [(first(x) + second(x)) / 2 for first, second in pairs]
+        return self.one.combined(x, (self.one.gate(x) + self.two.gate(x)) / 2, answers)
 
 
 @dataclass(frozen=True)
