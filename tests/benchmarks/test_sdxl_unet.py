@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_small_one_computes(study, small):
 
 
 def test_a_small_block_is_matched_and_reported(study, small):
-    found = study.block(small)
+    found = study.block(replace(small, head=4))  # with so many heads the search gets beyond where it begins
     assert found["objective after"] > found["objective before"] and found["converged"]
     assert found["widest group"] == 128 and found["worst gap"] < 1e-6
     record = {"block": found, "reduced": found, "plan": vars(small), "full parameters": 10 * found["parameters"]}
