@@ -64,9 +64,6 @@ class Scale:
 
 CONTROLS = (
     Control("torch's first weights", 300, replace(SMALL, deviation=None)),
-    Control("rate 0.001", 300, replace(SMALL, lr=0.001)),
-    Control("decay 3", 300, replace(SMALL, decay=3.0)),
-    Control("900 steps", 900, SMALL),
     Control("256 units", 300, replace(SMALL, hidden=256)),
 )
 KINDS = ("dense", "top2", "shared")
