@@ -11,13 +11,14 @@ from torch import Tensor
 
 from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
+from pyalign.matching.crossed import crossed_evidence
 from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
 from pyalign.statistics.choices import expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
-from pyalign.statistics.sites import SITES
+from pyalign.statistics.sites import SITES, crossed_sites
 from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec, state_of
 from pyalign.symmetry.elements import completed, reordered
 
@@ -80,7 +81,7 @@ class ActivationMatching:
                 expected="an iterable of batches",
                 do="pass data=, or align by weights: method='weight'",
             )
-        began = time.perf_counter()
+        began, crossed = time.perf_counter(), crossed_sites(problem.spec)
         seen = collect(
             problem.model_a,
             problem.model_b,
@@ -89,17 +90,24 @@ class ActivationMatching:
             observe=self.observe,
             sites=self.sites,
             mask=self.mask,
+            also=[entries for entries, _ in crossed.values()],
             progress=problem.progress,
             backend=self.backend,
         )
         collected = time.perf_counter()
         by_group: dict[str, list[Moments]] = {}
         for site, moments in seen.items():
-            by_group.setdefault(site.group, []).append(moments)
+            if site.group not in crossed:
+                by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
         idle = _never_chosen(problem, evidence)
         solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
+        if crossed:
+            for name, (entries, other) in ((n, pair) for n, pair in crossed.items() if pair[0] in seen):
+                order, size = solution.elements[other.group], spec.groups[name].size
+                evidence[name] = crossed_evidence(entries, other, self._similarity(seen[entries]), order, size)
+            solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
@@ -189,7 +197,8 @@ def _notes(
 ) -> list[str]:
     notes = [f"units within experts are matched by weights: {', '.join(by_weights)}"] if by_weights else []
     for name, found in evidence.items():
-        assert found.dead_a is not None and found.dead_b is not None
+        if found.dead_a is None or found.dead_b is None:
+            continue
         dead = int(found.dead_a.sum()), int(found.dead_b.sum())
         if any(dead):
             notes.append(f"group {name!r}: {dead[0]} dead units in A, {dead[1]} in B, matched among themselves last")

@@ -117,12 +117,14 @@ class Order(Latent):
             self.perm, self.sign = best_order(self.latent, self.perm, self.signs)
 
     def within(self, split: Tensor, power: int, arrived: bool) -> Tensor:
+        here = self.order().to(self.latent.device) if arrived else slice(None)
         factor = self.parameters.get("factor")
         if factor is not None and power:
-            split = split * torch.exp(power * factor)
+            split = split * torch.exp(power * factor[here])
         if self.matrix is not None:
-            return self.matrix @ split
-        return placed(split, self.latent, self.perm, self.sign, odd=power != 0)
+            return self.matrix[here] @ split
+        sign = None if self.sign is None else self.sign[here]
+        return placed(split, self.latent[here], self.perm[here], sign, odd=power != 0)
 
     def element(self, elements: Mapping[str, Transform]) -> ScaledPermutation:
         with torch.no_grad():

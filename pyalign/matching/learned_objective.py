@@ -203,18 +203,19 @@ class LearnedObjective:
 
 
 def _moves(bindings: Sequence[AxisBinding], latents: Mapping[str, Latent], tensor: Tensor) -> list[_Move]:
-    """What moves a tensor: reorderings of every axis first, then what mixes."""
+    """What moves a tensor: whole units on every axis first, then what is within them or mixes."""
     own = [b for b in bindings if b.blocks == 1 and _moving(latents[b.group])]
-    plain = [b for b in own if not latents[b.group].group.kind.mixes]
+    after = [b for b in own if b.placed or latents[b.group].group.kind.mixes]
+    plain = [b for b in own if b not in after]
     # A group that moves blocks and one that moves units within them may share positions: the latter does both.
     plain = [b for i, b in enumerate(plain) if not any(_covers(c, b) for c in plain[i + 1 :])]
     found = []
-    for b in [*plain, *(b for b in own if latents[b.group].group.kind.mixes)]:
+    for b in [*plain, *after]:
         here = b.positions.reshape(-1)
         whole = len(here) == tensor.shape[b.axis] and torch.equal(here, torch.arange(len(here)))
         power = b.side.power if not latents[b.group].group.kind.mixes else -1 if b.side is Side.CONTRAVARIANT else 1
         index = None if whole else here.to(tensor.device)
-        found.append(_Move(latents[b.group], b.axis, power, len(b.positions), index, b.placed))
+        found.append(_Move(latents[b.group], b.axis, power, len(b.positions), index, bool(b.placed)))
     return found
 
 

@@ -192,8 +192,8 @@ class _Step:
     def __init__(self, descent: MixedDescent, family: Family, only: frozenset[str] | None) -> None:
         self.descent, self.family, self.only = descent, family, only
         self.products = Products(descent.pair, descent.elements, only)
-        self.mixing = [g for g in family.inner if g.kind.mixes]
-        self.plain = [g for g in family.groups if not g.kind.mixes]
+        self.inside = [g for g in family.inner if g.name in descent.spec.placed]
+        self.plain = [g for g in family.groups if g not in self.inside and not g.kind.mixes]
 
     def proposals(self) -> list[Elements]:
         """All of them, the ones that move nothing but follow included."""
@@ -201,12 +201,12 @@ class _Step:
         if top.kind.mixes:
             return [{top.name: BlockLinear(nearest(self.products.grams(top), top.kind), top.kind)}]
         orders = self._orders()
-        proposals = [{**order, **{g.name: self._within(g, order) for g in self.mixing}} for order in orders]
+        proposals = [{**order, **{g.name: self._within(g, order) for g in self.inside}} for order in orders]
         return self._scaled(orders) or proposals
 
     def _orders(self) -> list[Elements]:
         evidence = {g.name: e for g in self.plain if (e := self._evidence(g)) is not None}
-        if not self.mixing:
+        if not self.inside:
             return [self._assigned(evidence, self.descent.signs, self._expert_costs())]
         answers: list[Elements] = [self._following()]
         for tables in self._tables():
@@ -224,7 +224,7 @@ class _Step:
             return expert_blocks(self.descent.spec, group, *self.products.states, self.only)
         experts = self.descent.mixtures.get(group.name, [])
         apart = frozenset(b.tensor for g in experts for b in self.descent.spec.of(g.name))
-        found = self.products.evidence(group, self.mixing, apart)
+        found = self.products.evidence(group, self.inside, apart)
         if found is None or not group.kind.scales or len(self.family.groups) > 1 or experts:
             return found
         # Units that differ by a factor are told from those that are only large: alike is what shares all it can.
@@ -247,7 +247,7 @@ class _Step:
         circuits: dict[str, Tensor] = {}
         plainly: dict[str, Tensor] = {}
         top = self.family.top.name
-        for group in self.mixing:
+        for group in self.inside:
             assert isinstance(group.structure, Wreath)
             carried = carriers(self.descent.spec, group, [g for g in self.plain if g.name != top])
             if carried:
@@ -258,19 +258,20 @@ class _Step:
                 _add(plainly, {n: flat(t) for n, t in nested.plain(*self.products.states).items()})
                 continue
             one, two = (in_blocks(m, group.structure.blocks) for m in self.products.both(group))
-            _add(gains, {top: gain_table(one, two, group.kind)})
+            _add(gains, {top: gain_table(one, two, group.kind, self.descent.backend)})
             _add(circuits, {top: circuit_table(one, two, group.kind) / self._circuit_size(group)})
         return [gains, circuits, plainly] if plainly else [gains, circuits]
 
-    def _within(self, group: Group, order: Elements) -> BlockLinear:
-        """The best matrices within the blocks, once units and blocks are in an order."""
+    def _within(self, group: Group, order: Elements) -> Transform:
+        """The best matrices or orders within the blocks, once units and blocks are in an order."""
         assert isinstance(group.structure, Wreath)
         outer = order[group.structure.outer]
         assert isinstance(outer, ScaledPermutation)
-        moves = {**order, **{g.name: following(g, order) for g in self.mixing}}
+        moves = {**order, **{g.name: following(g, order) for g in self.inside}}
         placed = {**self.descent.elements, **{n: composed(e, self.descent.elements[n]) for n, e in moves.items()}}
         products = Products(self.descent.pair, placed, self.only)
-        return BlockLinear(nearest(products.grams(group), group.kind), group.kind, outer.perm)
+        matrices = nearest(products.grams(group), group.kind, self.descent.backend)
+        return BlockLinear(matrices, group.kind, outer.perm) if group.kind.mixes else _ordered(matrices, outer.perm)
 
     def _assigned(
         self, evidence: Mapping[str, Evidence | Blocks], signs: bool, costs: Mapping[str, Tensor] | None = None
@@ -288,7 +289,7 @@ class _Step:
     def _scaled(self, orders: Sequence[Elements]) -> list[Elements]:
         """The same orders with the best factors for all groups that may scale their units, where none is mixed."""
         scaling = [g for g in self.family.groups if g.kind.scales]
-        if not scaling or self.mixing:
+        if not scaling or self.inside:
             return []
         return [{**order, **{g.name: self._factors(g, order[g.name]) for g in scaling}} for order in orders]
 
@@ -303,6 +304,14 @@ class _Step:
         """The size of the circuits of a group in B, so that those of several groups count alike."""
         one, two = self.products.own(group)
         return max(float((one * two).sum()), 1e-300)
+
+
+def _ordered(matrices: Tensor, outer: Tensor) -> ScaledPermutation:
+    """Permutations with factors, written as a matrix for each block, as one element that moves the blocks too."""
+    within = matrices.abs().argmax(-1)
+    factors = matrices.gather(-1, within.unsqueeze(-1)).reshape(-1)
+    perm = (outer.unsqueeze(1) * matrices.shape[-1] + within).reshape(-1)
+    return ScaledPermutation(perm, None if bool((factors == 1).all()) else factors)
 
 
 def _add(sums: dict[str, Tensor], tables: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyalign.engine.linear_assignment import linear_assignment
 from pyalign.symmetry import BlockLinear, Kind
 from pyalign.symmetry.linear import from_pairs, pairs_of
 
@@ -47,18 +48,22 @@ class Grams:
         return torch.where(usable, produced + consumed, torch.inf)
 
 
-def nearest(grams: Grams, kind: Kind) -> Tensor:
+def nearest(grams: Grams, kind: Kind, backend: str = "auto") -> Tensor:
     """Matrices of a class that minimise the distance, shape (k, d, d), never worse than the identity.
 
     Orthogonal, centred, turns: the polar factor, exact. Invertible and scaled rotations: the best of the identity, the
     polar factor and the two least-squares answers, improved by Gauss-Newton steps (a Sylvester equation each) that are
-    taken only where they help. Factors of single units are invertible matrices of size one.
+    taken only where they help. Permutations with signs or factors: a linear assignment. Factors of single units are
+    invertible matrices of size one.
 
     Args:
         grams: What is compared.
-        kind: ORTHOGONAL, CENTRED, TURN, INVERTIBLE, ROTATION, or POSITIVE (size one).
+        kind: The class.
+        backend: Implementation of `pyalign.engine.linear_assignment`.
     """
     k, d = grams.produced.shape[:2]
+    if not kind.mixes and d > 1:
+        return _ordered(grams, kind, backend)
     if kind is Kind.ROTATION:
         grams = Grams(*(_pair_blocks(m) for m in vars(grams).values()))
     eye = torch.eye(grams.produced.shape[-1], dtype=torch.float64).expand_as(grams.produced)
@@ -75,6 +80,48 @@ def nearest(grams: Grams, kind: Kind) -> Tensor:
     if not kind.isometric:
         t = _improved(grams, t, kind)
     return t if kind is not Kind.ROTATION else from_pairs(pairs_of(t).reshape(k, d // 2))
+
+
+def _ordered(grams: Grams, kind: Kind, backend: str) -> Tensor:
+    """The nearest permutations with the signs or factors of their class, as matrices, never worse than the identity."""
+    if kind is Kind.IDENTITY:
+        return torch.eye(grams.produced.shape[-1], dtype=torch.float64).expand_as(grams.produced)
+    gains, factors = pair_gains(grams, kind)
+    perm = linear_assignment(gains, maximize=True, backend=backend).perm
+    assert isinstance(perm, Tensor)
+    here = perm.unsqueeze(-1)
+    found = torch.zeros_like(grams.produced).scatter(-1, here, factors.gather(-1, here))
+    eye = torch.eye(found.shape[-1], dtype=found.dtype).expand_as(found)
+    return torch.where((grams.cost(found) <= grams.cost(eye))[:, None, None], found, eye)
+
+
+def pair_gains(grams: Grams, kind: Kind) -> tuple[Tensor, Tensor]:
+    r"""What each pair of units adds under its best factor s, and that factor, each (k, d, d).
+
+    A pair of units whose rows have the products p (produced) and c (consumed) is nearer by
+    \(s p + c / s - \tfrac12 (s^2 |b|^2 + |b'|^2 / s^2)\) than two units that share nothing; without factors the last
+    two terms are the same for all pairs of a unit of B.
+    """
+    produced, consumed = grams.produced, grams.consumed
+    both = produced + consumed
+    if not kind.scales:
+        sign = torch.where(both < 0, -1.0, 1.0).double() if kind.signs else torch.ones_like(both)
+        return both * sign, sign
+    own, other = (m.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) for m in (grams.own_produced, grams.own_consumed))
+
+    def gain(s: Tensor) -> Tensor:
+        usable = torch.isfinite(s) & (s.abs() > 1 / _LARGEST) & (s.abs() < _LARGEST)
+        usable &= torch.ones_like(usable) if kind.signs else s > 0
+        s = torch.where(usable, s, 1.0)
+        value = s * produced + consumed / s - 0.5 * (s.square() * own + other / s.square())
+        return torch.where(usable, value, -torch.inf)
+
+    middle, one = (other / own).sqrt().sqrt().expand_as(both), torch.ones_like(both)
+    options = torch.stack([one, -one, produced / own, other / consumed, middle, -middle])
+    gains = torch.stack([gain(s) for s in options])
+    gains[:2] += 1e-13 * (own + other)  # no factor unless it helps by more than rounding
+    best, at = gains.max(0)
+    return best, options.gather(0, at.unsqueeze(0)).squeeze(0)
 
 
 def _improved(grams: Grams, t: Tensor, kind: Kind) -> Tensor:
@@ -129,11 +176,16 @@ def _pair_blocks(m: Tensor) -> Tensor:
     return m.reshape(k, d // 2, 2, d // 2, 2).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2).reshape(-1, 2, 2)
 
 
-def gain_table(produced: Tensor, consumed: Tensor, kind: Kind) -> Tensor:
-    """What the best isometry of each pair of blocks contributes, (K, K, d, d) twice -> (K, K)."""
+def gain_table(produced: Tensor, consumed: Tensor, kind: Kind, backend: str = "auto") -> Tensor:
+    """What the best isometry (or order) of each pair of blocks contributes, (K, K, d, d) twice -> (K, K)."""
     both = produced + consumed
     if kind.paired:
         return 2 * pairs_of(both.flatten(0, 1)).abs().sum(-1).reshape(both.shape[:2])
+    if not kind.mixes:
+        gains = (both.abs() if kind.signs else both).flatten(0, 1)
+        perm = linear_assignment(gains, maximize=True, backend=backend).perm
+        assert isinstance(perm, Tensor)
+        return gains.gather(-1, perm.unsqueeze(-1)).sum((-2, -1)).reshape(both.shape[:2])
     return torch.as_tensor(torch.linalg.svdvals(both).sum(-1))
 
 

@@ -81,10 +81,10 @@ class WeightMatching:
 
     def match(self, problem: Problem) -> Alignment:
         """Search for the elements that bring the weights of model B closest to those of model A."""
-        if any(group.kind.mixes for group in problem.spec.groups.values()) or expert_groups(problem.spec):
+        spec = problem.spec
+        if any(g.kind.mixes for g in spec.groups.values()) or spec.placed or expert_groups(spec):
             return self._match_classes(problem)
         began = time.perf_counter()
-        spec = problem.spec
         state_a, state_b = state_of(problem.model_a), state_of(problem.model_b)
         identity = spec.identity().reorderings
         objective = Objective(spec, state_a, state_b, identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ def collect(
     sites: str | int = SITES,
     full: bool = False,
     mask: Mask = "attention_mask",
+    also: Collection[Site] = (),
     progress: bool | None = None,
     backend: str = "auto",
 ) -> dict[Site, Moments]:
@@ -57,6 +58,7 @@ def collect(
         sites: How many sites of each group: a number, "last" or "all"; see `choose_sites`.
         full: Also the covariances within each model.
         mask: Where a batch carries its padding mask, see `padding_of`; it holds at every site with an axis of tokens.
+        also: Further sites.
         progress: Show a bar: True, False, or None for only on a terminal.
         backend: Implementation of `pyalign.engine.cross_moments`.
 
@@ -71,7 +73,7 @@ def collect(
     if observe not in OBSERVE:
         raise DataError("unknown place of observation", given=repr(observe), expected=" or ".join(OBSERVE))
     chosen = {site for group in choose_sites(spec, sites).values() for site in group}
-    ordered = [site for site in spec.sites if site in chosen]
+    ordered = [*(site for site in spec.sites if site in chosen), *also]
     collector = _Collector(ordered, observe, full, backend)
     total = len(data) if isinstance(data, Sized) else None
     hidden = None if progress is None else not progress

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from pyalign.errors import InputError
-from pyalign.symmetry import Site, SymmetrySpec
+from pyalign.symmetry import Group, Kind, Site, SymmetrySpec, Wreath
 
-__all__ = ["SITES", "UnitView", "choose_sites"]
+__all__ = ["SITES", "UnitView", "choose_sites", "crossed_sites"]
 
 SITES = 4
 """Most sites that are used of one group, by default."""
@@ -29,7 +30,9 @@ def choose_sites(spec: SymmetrySpec, sites: str | int = SITES) -> dict[str, tupl
         sites: The number, "last" for 1, or "all" for no bound.
 
     Returns:
-        Sites by group, in the order of the computation; groups that are nowhere seen are left out.
+        Sites by group, in the order of the computation; groups that are nowhere seen are left out, and so are those
+        without an order of units. What shows units within blocks (attention heads) is theirs, where these have an
+        order to be found, and not the blocks'.
 
     Raises:
         InputError: `sites` is none of these.
@@ -38,12 +41,69 @@ def choose_sites(spec: SymmetrySpec, sites: str | int = SITES) -> dict[str, tupl
     if not known:
         raise InputError("unknown choice of sites", given=repr(sites), expected="'all', 'last' or a positive number")
     chosen: dict[str, tuple[Site, ...]] = {}
-    for name in spec.groups:
-        seen: Sequence[Site] = spec.sites_of(name)
+    for name, group in spec.groups.items():
+        if not _orders(group):
+            continue
+        seen: Sequence[Site] = [site for site in spec.sites_of(name) if _told_apart(spec, site)]
         seen = [site for site in seen if site.nonlinear] or seen
         if seen:
             chosen[name] = _spaced(seen, len(seen) if sites == "all" else 1 if sites == "last" else int(sites))
     return chosen
+
+
+def _orders(group: Group) -> bool:
+    """Whether units of a group may change places."""
+    return not (group.kind.paired or group.kind is Kind.IDENTITY)
+
+
+def crossed_sites(spec: SymmetrySpec) -> dict[str, tuple[Site, Site]]:
+    """Where groups are seen whose units are told apart only once the order of others is known.
+
+    Each entry there is of two units: of a query head, and of the units of all heads that read one key.
+
+    Returns:
+        By group the site with every entry as a unit of its own, and the site that tells whose unit it is besides.
+    """
+    found = {}
+    known = choose_sites(spec, "all")
+    for name, group in spec.groups.items():
+        for site in spec.sites_of(name) if name not in known and name not in spec.placed and _orders(group) else ():
+            others = [o for o in _sharing(spec, site) if bool(torch.isin(site.positions, o.positions).all())]
+            if len(others) == 1:
+                found[name] = replace(site, positions=site.positions.reshape(-1, 1)), others[0]
+    return found
+
+
+def _told_apart(spec: SymmetrySpec, site: Site) -> bool:
+    """Whether a site compares units of its group whatever the order is of others that share its entries.
+
+    It does not where the units hold those of groups within (these are seen there), and where each entry is a unit of
+    two groups at once.
+    """
+    sharing = _sharing(spec, site)
+    if site.group in spec.placed:
+        return all(_outer(spec, site.group) == other.group for other in sharing)
+    inner = [other.positions.reshape(-1) for other in sharing if _outer(spec, other.group) == site.group]
+    crossing = len(inner) < len(sharing)
+    return not crossing and not (inner and bool(torch.isin(site.positions, torch.cat(inner)).all()))
+
+
+def _sharing(spec: SymmetrySpec, site: Site) -> list[Site]:
+    """Sites of groups that act on entries of this one before or after its own group does."""
+    return [
+        other
+        for other in spec.sites
+        if (other.key, other.axis) == (site.key, site.axis)
+        and other.group != site.group
+        and _orders(spec.groups[other.group])
+        and (site.group in spec.placed) != (other.group in spec.placed)
+        and bool(torch.isin(site.positions, other.positions).any())
+    ]
+
+
+def _outer(spec: SymmetrySpec, name: str) -> str:
+    structure = spec.groups[name].structure
+    return structure.outer if isinstance(structure, Wreath) else ""
 
 
 def _spaced(sites: Sequence[Site], most: int) -> tuple[Site, ...]:

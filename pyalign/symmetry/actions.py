@@ -1,4 +1,4 @@
-"""What group elements do to tensors: reorder and scale every bound axis, then mix units where matrices do."""
+"""What group elements do to tensors: move whole units on every bound axis, then what is within them."""
 
 from __future__ import annotations
 
@@ -30,9 +30,20 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
         A new tensor, or `tensor` itself when nothing moves.
     """
     mixing = [b for b in bindings if isinstance(elements.get(b.group), BlockLinear)]
-    bindings = [b for b in bindings if isinstance(elements.get(b.group), ScaledPermutation)]
-    axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings})
+    moving = [b for b in bindings if isinstance(elements.get(b.group), ScaledPermutation)]
     given = tensor
+    for placed in (False, True):
+        tensor = _reordered(tensor, [b for b in moving if bool(b.placed) is placed], elements, power, given)
+    for b in mixing:
+        tensor = _mixed(tensor, b, elements[b.group], power)
+    return tensor
+
+
+def _reordered(
+    tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, Transform], power: int, given: Tensor
+) -> Tensor:
+    """The tensor after the reorderings of all its axes; `given` is not written to."""
+    axes = sorted({(b.blocks > 1, b.axis, b.blocks) for b in bindings})
     for _, axis, blocks in axes:
         here = [b for b in bindings if b.axis == axis and b.blocks == blocks]
         index, scale = axis_map(here, elements, blocks * tensor.shape[axis], power)
@@ -46,8 +57,6 @@ def act(tensor: Tensor, bindings: Sequence[AxisBinding], elements: Mapping[str, 
             shape[axis] = -1
             factors = scale.to(tensor.device, tensor.dtype).reshape(shape)
             tensor = tensor * factors if tensor is given else tensor.mul_(factors)
-    for b in mixing:
-        tensor = _mixed(tensor, b, elements[b.group], power)
     return tensor
 
 
@@ -59,13 +68,20 @@ def axis_map(
     for b in bindings:
         element = elements[b.group]
         assert isinstance(element, ScaledPermutation)
-        index[b.positions] = b.positions[element.perm]
+        index[b.positions] = b.positions[_inside(element.perm, b.placed) if b.placed else element.perm]
         if element.scale is not None and b.side.power != 0:
             factors = element.scale ** (b.side.power * power)
             scale = torch.ones(length, dtype=torch.float64) if scale is None else scale
             scale[b.positions] = factors.unsqueeze(1).expand_as(b.positions)
     moved = not torch.equal(index, torch.arange(length))
     return (index if moved else None), (None if scale is None or bool((scale == 1).all()) else scale)
+
+
+def _inside(perm: Tensor, blocks: int) -> Tensor:
+    """The part of a permutation of units in blocks that is left when the blocks are in their places already."""
+    split = perm.reshape(blocks, -1)
+    inner = split.shape[1]
+    return (split % inner + inner * torch.arange(blocks).unsqueeze(1)).reshape(-1)
 
 
 def _mixed(tensor: Tensor, binding: AxisBinding, element: Transform, power: int) -> Tensor:
@@ -83,7 +99,7 @@ def _mixed(tensor: Tensor, binding: AxisBinding, element: Transform, power: int)
     moved = tensor.movedim(binding.axis, 0)
     rows = moved[here].reshape(units, runs * moved[:1].numel())
     sign = -power if binding.side is Side.CONTRAVARIANT else power
-    acted = element.act(rows, sign, binding.placed).reshape(len(here), *moved.shape[1:])
+    acted = element.act(rows, sign, bool(binding.placed)).reshape(len(here), *moved.shape[1:])
     return moved.index_copy(0, here, acted).movedim(0, binding.axis)
 
 

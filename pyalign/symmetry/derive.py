@@ -88,14 +88,14 @@ def derive(
     spec = without_unread(spec, model, example_inputs)
     held = tuple(FixedAxis(n, d, "a constant") for n in constants for d in range(len(spec.shapes[n])))
     spec = replace(spec, fixed=(*spec.fixed, *held))
-    return spec if within is Kind.SCALED else spec.within(within)
+    return spec.within(within)
 
 
 def traced_spec(
     model: nn.Module, example_inputs: Any, within: Kind, constants: tuple[str, ...]
 ) -> tuple[SymmetrySpec, Ties, list[Sight]]:
     """What `derive` finds before it looks at experts: the spec, what the trace collected, possible sites."""
-    ties, traces, aliases, notes = _traced(model, example_inputs, within.mixes, constants)
+    ties, traces, aliases, notes = _traced(model, example_inputs, constants)
     shapes = {n: tuple(t.shape) for n, t in state_of(model).items() if n not in aliases}
     spec = build_spec(ties, solve_units(ties), traces[0].sights, shapes, aliases, notes, within)
     return replace(spec, constants=constants), ties, traces[0].sights
@@ -103,15 +103,15 @@ def traced_spec(
 
 def solved(model: nn.Module, example_inputs: Any) -> tuple[Ties, Units]:
     """What a trace of a model collects, and its units (for rewrites that follow scales)."""
-    ties = _traced(model, example_inputs, False, (), rewritten=True)[0]
+    ties = _traced(model, example_inputs, (), rewritten=True)[0]
     return ties, solve_units(ties)
 
 
 def _traced(
-    model: nn.Module, example_inputs: Any, mixing: bool, constants: tuple[str, ...], rewritten: bool = False
+    model: nn.Module, example_inputs: Any, constants: tuple[str, ...], rewritten: bool = False
 ) -> tuple[Ties, list[Trace], dict[str, str], list[str]]:
     """Ties, traces, tied names and notes of as many forward computations as it takes to use every parameter."""
-    ties = Ties(mixing=Mixing(active=mixing), rewritten=rewritten)
+    ties = Ties(mixing=Mixing(active=not rewritten), rewritten=rewritten)
     sources, aliases = _sources(model, ties, constants)
     example_inputs = map_tensors(example_inputs, stand_in)
     run = partial(_run, model, ties=ties, sources=sources, constants=constants)

@@ -69,8 +69,7 @@ def as_matrices(element: ScaledPermutation, group: Group, perm: torch.Tensor) ->
 
 def reordered(spec: SymmetrySpec) -> list[Group]:
     """The groups that a method which only reorders units can match, those of blocks first."""
-    placed = {b.group for b in spec.bindings if b.placed}
-    return [replace(g, kind=g.kind & Kind.SCALED) for g in spec.outer_first() if g.name not in placed]
+    return [replace(g, kind=g.kind & Kind.SCALED) for g in spec.outer_first()]
 
 
 def completed(spec: SymmetrySpec, elements: Mapping[str, ScaledPermutation]) -> dict[str, Transform]:

@@ -46,7 +46,16 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
     return {
         "groups": [_group_to(g) for g in spec.groups.values()],
         "bindings": [
-            [b.tensor, b.axis, b.group, b.side.value, b.role.value, _positions_to(b.positions), b.blocks, b.placed]
+            [
+                b.tensor,
+                b.axis,
+                b.group,
+                b.side.value,
+                b.role.value,
+                _positions_to(b.positions),
+                b.blocks,
+                b.placed or False,
+            ]
             for b in spec.bindings
         ],
         "sites": [
@@ -80,6 +89,11 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
         "constants": tuple(content.get("constants", ())),
         "stacks": {name: tuple(parts) for name, parts in content.get("stacks", {}).items()},
     }
+
+
+def _binding_to(b: AxisBinding) -> list[Any]:
+    places = _positions_to(b.positions)
+    return [b.tensor, b.axis, b.group, b.side.value, b.role.value, places, b.blocks, b.placed or False]
 
 
 def _group_to(group: Group) -> dict[str, Any]:

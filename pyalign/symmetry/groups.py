@@ -85,7 +85,8 @@ class AxisBinding:
             entries (flatten after a convolution, fused gates); further groups may own the rest of the axis.
         blocks: 1, or the number K of groups of a grouped convolution whose axis is only a fibre: entry c of
             the k-th block of rows (axis 0) is position k * shape[axis] + c.
-        placed: Another group on the same positions moves the blocks; this one only mixes the units within them.
+        placed: The number of blocks, where other groups on the same positions move these (or runs of all units alike)
+            and this one then acts on the units within each; 0 where it moves its units itself.
     """
 
     tensor: str
@@ -95,7 +96,7 @@ class AxisBinding:
     role: Role
     positions: Tensor
     blocks: int = 1
-    placed: bool = False
+    placed: int = 0
 
     def unfold(self, tensor: Tensor) -> Tensor:
         """The slices of `tensor` that belong to each unit, shape (units, features), features in a fixed order.

@@ -84,6 +84,11 @@ class SymmetrySpec:
         found = {name: tensor for name, tensor in state.items() if name not in self.stack_of}
         return found | {name: torch.stack([state[part] for part in parts]) for name, parts in self.stacks.items()}
 
+    @cached_property
+    def placed(self) -> frozenset[str]:
+        """The groups that act after others have moved the blocks their units are in (see `AxisBinding.placed`)."""
+        return frozenset(b.group for b in self.bindings if b.placed)
+
     def sites_of(self, group: str) -> tuple[Site, ...]:
         """Where one group can be seen, in the order of the computation."""
         return tuple(site for site in self.sites if site.group == group)
@@ -142,11 +147,10 @@ class SymmetrySpec:
             >>> [str(g.kind) for g in spec.within(Kind.PERMUTATION).groups.values()]
             ['permutation']
         """
-        placed = {b.group for b in self.bindings if b.placed}
         kept: dict[str, Group] = {}
         for name, group in self.groups.items():
             allowed = group.kind & kind
-            if allowed.mixes or not (name in placed or (allowed is Kind.IDENTITY is not group.kind)):
+            if not (allowed is Kind.IDENTITY is not group.kind):
                 kept[name] = replace(group, kind=allowed)
         return replace(
             self,

@@ -333,7 +333,7 @@ def _bound(spec: SymmetrySpec, members: Iterable[str]) -> str:
 def _candidates(spec: SymmetrySpec, name: str, tensors: Iterable[str]) -> list[AxisBinding]:
     """Bindings a group could have to stretches of axes that no group owns yet."""
     group = spec.groups[name]
-    blocks = 1 if group.kind.mixes else getattr(group.structure, "blocks", 1)
+    blocks = 1 if name in spec.placed else getattr(group.structure, "blocks", 1)
     found = []
     for tensor in tensors:
         shape = spec.shapes[tensor]

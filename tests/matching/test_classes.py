@@ -53,10 +53,11 @@ def distance(a: nn.Module, b: nn.Module, spec: SymmetrySpec) -> float:
 
 
 @pytest.mark.hf
+@pytest.mark.parametrize("kind", [Kind.PERMUTATION, Kind.SIGNED, Kind.SCALED, Kind.INVERTIBLE])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit"])
-def test_a_random_element_of_the_full_group_is_recovered(name: str) -> None:
+def test_a_random_element_of_the_full_group_is_recovered(name: str, kind: Kind) -> None:
     model, inputs = transformer(name)
-    spec = pyalign.derive(model, inputs, within=Kind.INVERTIBLE)
+    spec = pyalign.derive(model, inputs, within=kind)
     moved = spec.random(3).apply(model)
     found = pyalign.align(model, moved, method="weight", spec=spec, verify=False)
     assert distance(model, moved, spec) > 0.5

@@ -50,17 +50,17 @@ def mixed_network() -> nn.Module:
 
 
 @cache
-def derived(make) -> tuple[nn.Module, Tensor, SymmetrySpec]:
+def derived(make, within: Kind) -> tuple[nn.Module, Tensor, SymmetrySpec]:
     """A network, inputs, and the symmetry, found once."""
     torch.manual_seed(0)
     model = make().double()
     x = torch.randn((16, 4, 5) if make is Attention else (16, 1, 2, 2), dtype=torch.float64)
-    return model, x, derive(model, x, within=Kind.INVERTIBLE)
+    return model, x, derive(model, x, within=within)
 
 
-def problem(make, noise: float = 0.02) -> Problem:
+def problem(make, noise: float = 0.02, within: Kind = Kind.INVERTIBLE) -> Problem:
     """B is a random element of the group applied to A with a little noise."""
-    model, x, spec = derived(make)
+    model, x, spec = derived(make, within)
     moved = spec.random(0).apply(model)
     with torch.no_grad():
         for p in moved.parameters():
@@ -70,6 +70,11 @@ def problem(make, noise: float = 0.02) -> Problem:
 
 def attention(noise: float = 0.02) -> Problem:
     return problem(Attention, noise)
+
+
+def reordered_attention(noise: float = 0.02) -> Problem:
+    """The same without mixing: units within heads change places, signs and sizes."""
+    return problem(Attention, noise, Kind.SCALED)
 
 
 def convolution(noise: float = 0.02) -> Problem:
@@ -121,7 +126,7 @@ def test_sinkhorn_gives_doubly_stochastic_matrices_that_sharpen():
     assert torch.equal(sharp.argmax(-1), perm) and float(soft.amax()) < 0.99
 
 
-@pytest.mark.parametrize("make", [attention, convolution])
+@pytest.mark.parametrize("make", [attention, reordered_attention, convolution])
 @pytest.mark.parametrize("soft", [False, True])
 def test_latents_act_on_the_tensors_as_their_elements_do(make, soft):
     """Wherever latents are, on every binding; and soft ones when they are projected hard."""
@@ -153,7 +158,7 @@ def objective_of(given: Problem, latents, **changes) -> LearnedObjective:
     return LearnedObjective(given.spec, given.model_a, given.model_b, latents, **{**settings, **changes})
 
 
-@pytest.mark.parametrize("make", [attention, convolution])
+@pytest.mark.parametrize("make", [attention, reordered_attention, convolution])
 def test_gradients_of_what_is_smooth_are_those_of_the_loss(make):
     given = make(noise=0.3)
     like = next(given.model_b.parameters()).detach()

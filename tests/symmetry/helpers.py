@@ -109,7 +109,7 @@ def check_groups(spec: SymmetrySpec, architecture: Architecture) -> None:
 
 
 def check_positions(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> None:
-    """Bindings stay inside their axes, every slot has one unit, and no two bindings claim one slot."""
+    """Bindings stay inside their axes, every slot has one unit, and no two claim one slot, but within blocks."""
     taken: Counter[tuple[str, int, int]] = Counter()
     state = spec.stacked(state)
     for b in spec.bindings:
@@ -120,7 +120,7 @@ def check_positions(spec: SymmetrySpec, state: Mapping[str, Tensor]) -> None:
         limit = tensor.shape[b.axis] * b.blocks
         slots = b.positions.flatten().tolist()
         assert len(set(slots)) == len(slots) and all(0 <= s < limit for s in slots), b
-        if b.group not in outer_names(spec):
+        if b.group not in outer_names(spec) and not b.placed:
             taken.update((b.tensor, b.axis, s) for s in slots)
     twice = {key: n for key, n in taken.items() if n > 1}
     assert not twice, f"slots that two bindings move: {sorted(twice)[:5]}"

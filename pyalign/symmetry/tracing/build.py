@@ -14,7 +14,7 @@ from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, S
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
 from pyalign.symmetry.tracing.hashing import IntArray
-from pyalign.symmetry.tracing.mixtures import Mixture, solve_mixtures
+from pyalign.symmetry.tracing.mixtures import Mixture, coordinates_of, solve_mixtures
 from pyalign.symmetry.tracing.scales import Scales
 from pyalign.symmetry.tracing.solve import Class, Units, components
 from pyalign.symmetry.tracing.ties import ParameterAxis, Ties
@@ -55,7 +55,9 @@ def build_spec(
     slots = Slots(units)
     _name(units.classes, layout)
     scales = Scales(ties, units)
-    mixtures = solve_mixtures(ties, units, scales) if within.mixes else []
+    mixtures = solve_mixtures(ties, units, scales)
+    if not within.mixes:  # what may be mixed may also be reordered
+        mixtures = [m for m in mixtures if m.alone and not m.whole and not m.kind.paired]
     whole = {id(m.holder): m for m in mixtures if m.whole}
     groups, bindings = {}, []
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
@@ -64,7 +66,7 @@ def build_spec(
             scales.of(c) if id(c) in bound else (Kind.PERMUTATION, "moves the blocks of other groups", {})
         )
         if any(m.holder is c and not m.whole for m in mixtures):
-            kind, reason, power = Kind.PERMUTATION, "signs and scales are those of the groups within", {}
+            kind, reason, kept, power = Kind.PERMUTATION, "signs and scales are those of the groups within", "", {}
         if id(c) in whole:
             kind, reason, kept, power = whole[id(c)].kind, whole[id(c)].reason, "", whole[id(c)].power
         structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
@@ -72,15 +74,19 @@ def build_spec(
         for axis, found in layout:
             if id(c) in found:
                 bindings += _bindings(axis, c, found[id(c)], power)
+    inside: dict[str, Mixture] = {}
     for m in mixtures:
         if not m.whole:
-            bindings += _mixture(m, groups)
+            group, bound_to = _mixture(m, groups)
+            groups[group.name], inside[group.name] = group, m
+            bindings += bound_to
     fixed = _fixed(ties, layout, {(b.tensor, b.axis) for b in bindings})
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
-    return SymmetrySpec(
-        groups, tuple(bindings), _sites(sights, slots, units.classes), fixed, dict(shapes), aliases, tuple(notes)
-    )
+    sites = _sites(sights, slots, units.classes) + _sites_within(sights, inside, coordinates_of(ties))
+    place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
+    sites.sort(key=lambda s: place[s.key])
+    return SymmetrySpec(groups, tuple(bindings), tuple(sites), fixed, dict(shapes), aliases, tuple(notes))
 
 
 class Slots:
@@ -152,12 +158,11 @@ def _bindings(axis: ParameterAxis, c: Class, positions: Tensor, power: Mapping[i
     ]
 
 
-def _mixture(m: Mixture, groups: dict[str, Group]) -> list[AxisBinding]:
-    """Add the group of a mixture, named after its first tensor, and bind it to its axes."""
+def _mixture(m: Mixture, groups: Mapping[str, Group]) -> tuple[Group, list[AxisBinding]]:
+    """The group of a mixture, named after its first tensor, and its bindings."""
     base = m.places[0][0].tensor.rsplit(".", 1)[0]
     name = next(n for n in (f"{base}.within{k}" for k in chain([""], count(2))) if n not in groups)
     structure = Flat() if m.holder is None else Wreath(m.holder.name, len(m.holder.units))
-    groups[name] = Group(name, m.size, m.kind, structure, m.reason)
     bindings = []
     for axis, atoms in m.places:
         sides: dict[Side, list[int]] = {}
@@ -166,9 +171,9 @@ def _mixture(m: Mixture, groups: dict[str, Group]) -> list[AxisBinding]:
             sides.setdefault(side, []).append(run)
         for side, runs in sides.items():
             positions = torch.from_numpy(atoms[:, runs] - axis.start)
-            placed = m.holder is not None
+            placed = 1 if m.holder is None else len(m.holder.units)
             bindings.append(AxisBinding(axis.tensor, axis.axis, name, side, Role.MATCHED, positions, placed=placed))
-    return bindings
+    return Group(name, m.size, m.kind, structure, m.reason), bindings
 
 
 def _kept(ties: Ties, units: Units, c: Class) -> str:
@@ -203,7 +208,7 @@ def _fixed(
     return tuple(result)
 
 
-def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> tuple[Site, ...]:
+def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> list[Site]:
     """Observation sites: for each class the sights of the best rank that show all of its units."""
     found: dict[int, list[tuple[int, Sight, Tensor]]] = {id(c): [] for c in classes}
     for sight in sights:
@@ -217,5 +222,27 @@ def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> t
             if rank == min(ranks):
                 width = sight.plane.atoms.numel()
                 sites.append(Site(c.name, *sight.key, sight.axis, width, positions, nonlinear=rank <= 1))
-    place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
-    return tuple(sorted(sites, key=lambda s: place[s.key]))
+    return sites
+
+
+def _sites_within(sights: Sequence[Sight], inside: Mapping[str, Mixture], coordinates: IntArray) -> list[Site]:
+    """Observation sites of the groups within blocks: the sights of the best rank that show all of their units."""
+    sites = []
+    for name, m in inside.items():
+        unit = np.full(int(coordinates.max()) + 1, -1)
+        unit[coordinates[m.places[0][1][:, 0]]] = np.arange(m.size)
+        shown = []
+        for sight in sights:
+            here = unit[coordinates[sight.plane.atoms.reshape(-1).numpy()]]
+            places = np.flatnonzero(here >= 0)
+            counts = np.bincount(here[places], minlength=m.size)
+            if len(places) and counts.min() == counts.max():
+                order = places[np.argsort(here[places], kind="stable")]
+                shown.append((sight, len(here), torch.from_numpy(order.reshape(m.size, -1))))
+        best = min((sight.rank for sight, _, _ in shown), default=0)
+        sites += [
+            Site(name, *sight.key, sight.axis, width, positions, nonlinear=sight.rank <= 1)
+            for sight, width, positions in shown
+            if sight.rank == best
+        ]
+    return sites

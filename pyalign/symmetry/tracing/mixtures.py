@@ -14,7 +14,7 @@ from pyalign.symmetry.tracing.scales import Scales
 from pyalign.symmetry.tracing.solve import Class, Units, components
 from pyalign.symmetry.tracing.ties import ParameterAxis, Ties
 
-__all__ = ["Mixture", "solve_mixtures"]
+__all__ = ["Mixture", "coordinates_of", "solve_mixtures"]
 
 _CONFLICT = -2
 
@@ -29,6 +29,7 @@ class Mixture:
         holder: The class of the blocks, or of the units themselves when `whole`; None where nothing else moves them.
         slot: The place of the block in its holder, before the blocks are put together.
         whole: Whether the units are exactly those of `holder`.
+        alone: Whether reorderings move none of the units by itself, but all of a block together or none at all.
         places: For each axis the atoms of the units, shape (units, runs), units block after block.
         power: +1 or -1 for each atom: whether it is multiplied by the matrix or by its inverse transpose.
         role: A hash of the roles of its atoms.
@@ -39,6 +40,7 @@ class Mixture:
     holder: Class | None
     slot: int
     whole: bool
+    alone: bool
     places: list[tuple[ParameterAxis, IntArray]]
     power: dict[int, int]
     role: int
@@ -63,6 +65,7 @@ def solve_mixtures(ties: Ties, units: Units, scales: Scales) -> list[Mixture]:
         one = None if place is None else _judged(ties, units, scales, coordinates, atoms)
         if one is not None and place is not None:
             one.holder, one.slot, one.whole = place
+            one.alone = slots.alone(atoms)
             found.append(one)
     pairs = _joined([m for m in found if m.kind.paired], lambda m: (id(m.holder), m.slot, m.kind, m.layout))
     rest = [m for m in found if not m.kind.paired]
@@ -72,12 +75,17 @@ def solve_mixtures(ties: Ties, units: Units, scales: Scales) -> list[Mixture]:
     return [*alone, *together]
 
 
+def coordinates_of(ties: Ties) -> IntArray:
+    """The coordinate that each atom belongs to: the components of the fine ties, shape (atoms,)."""
+    return components(ties.atoms, ties.mixing.edges)
+
+
 class _Coordinates:
     """Components of the fine ties, and the sets of them with equal marks."""
 
     def __init__(self, ties: Ties) -> None:
         self.ties, mixing = ties, ties.mixing
-        self.of = components(ties.atoms, mixing.edges)
+        self.of = coordinates_of(ties)
         count = int(self.of.max()) + 1
         self.marks, barred, known = np.zeros(count, np.uint64), np.zeros(count, bool), np.zeros(count, bool)
         barred[self.of[mixing.barred]] = True
@@ -162,6 +170,11 @@ class _Slots:
             return None
         return (first[0], 0, True) if everyone == {int(u) for u in first[0].units} else None
 
+    def alone(self, atoms: list[IntArray]) -> bool:
+        """Whether no class moves one of the coordinates without the others."""
+        own = [{int(u) for u in self.units.unit[a]} for a in atoms]
+        return all(us == own[0] or not any(u in self.where for u in us) for us in own)
+
     def _block(self, unit: int) -> int:
         """The outermost block that holds a unit, or the unit itself."""
         found = self.where.get(unit)
@@ -192,7 +205,7 @@ def _judged(
         kind, reason = Kind.ORTHOGONAL, "it is read and written by one tensor"
     with np.errstate(over="ignore"):
         role = int(mix(units.signature[np.concatenate(atoms)]).sum())
-    return Mixture(kind, reason, None, 0, False, places, power or {}, role)
+    return Mixture(kind, reason, None, 0, False, True, places, power or {}, role)
 
 
 def _places(ties: Ties, atoms: list[IntArray]) -> list[tuple[ParameterAxis, IntArray]] | None:

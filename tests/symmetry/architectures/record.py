@@ -14,6 +14,7 @@ Axes = frozenset[tuple[str, int]]
 PERMUTATION = "permutation"
 SIGNED = "signed permutation"
 POSITIVE = "positive-scaled permutation"
+SCALED = "scaled permutation"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .record import PERMUTATION, SIGNED, Registry, axis, group, into, noise, out_bias
+from .record import PERMUTATION, SCALED, SIGNED, Registry, axis, group, into, noise, out_bias
 
 ARCHITECTURES = Registry()
 
@@ -130,6 +130,8 @@ ARCHITECTURES.add(
     Windows,
     lambda: noise(2, 4, 5),
     group(3, out_bias("q", "k", "v"), into("o")),
+    group(12, out_bias("q", "k"), kind=SCALED, outer="heads", blocks=3),
+    group(12, out_bias("v"), into("o"), kind=SCALED, outer="heads", blocks=3),
 )
 ARCHITECTURES.add(
     "fourier_along_time",

@@ -61,7 +61,9 @@ def reordered(trace: Trace, call: Call) -> list[Planes]:
 def settle(
     trace: Trace, planes: Sequence[Plane], repeats: Tensor | None = None, crossed: list[Plane] | None = None
 ) -> Planes:
-    """Planes after data moved: compacted, one plane an axis (the finest stays), single units pinned.
+    """Planes after data moved: compacted, one plane an axis, single units pinned.
+
+    Of several on an axis the finest of those whose units may change places stays, before those that only mix.
 
     Args:
         trace: The trace.
@@ -70,11 +72,8 @@ def settle(
         crossed: Takes the planes on axes of finer ones, which are pinned where it is None.
     """
     kept: list[Plane] = []
-    sizes = [
-        (int(torch.unique(p.atoms).numel()), p)
-        for p in (Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes)
-    ]
-    for _, plane in sorted(sizes, key=lambda entry: -entry[0]):
+    settled = [Plane(_settled(trace.ties, p.atoms), p.scaled) for p in planes]
+    for plane in sorted(settled, key=lambda p: (not trace.ties.moves(p), -int(torch.unique(p.atoms).numel()))):
         rivals = [n for n, other in enumerate(kept) if set(plane.dims) & set(other.dims)]
         if not plane.dims:
             pin(trace, (plane,), "a single unit is picked out")
