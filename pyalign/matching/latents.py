@@ -221,14 +221,8 @@ def latents_of(
 
 def _held(spec: SymmetrySpec, permutations: bool) -> dict[str, str]:
     held: dict[str, str] = {}
-    stuck: set[str] = set()
-    for group in reversed(spec.outer_first()):
-        own = any(binding.blocks > 1 for binding in spec.of(group.name))
-        if own or group.name in stuck:
-            held[group.name] = "it is an axis of a grouped convolution or of experts, or moves one"
-            if isinstance(group.structure, Wreath):
-                stuck.add(group.structure.outer)
-        elif group.kind is Kind.IDENTITY:
+    for group in spec.groups.values():
+        if group.kind is Kind.IDENTITY:
             held[group.name] = "nothing of it may move"
         elif not group.kind.mixes and not permutations:
             held[group.name] = "permutations are not learnt"

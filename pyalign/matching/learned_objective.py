@@ -18,6 +18,7 @@ from pyalign.statistics.batches import checked, split
 from pyalign.statistics.batchnorm import running_statistics
 from pyalign.statistics.forward import respond
 from pyalign.symmetry import AxisBinding, Side, SymmetrySpec, state_of
+from pyalign.symmetry.groups import fibre
 
 __all__ = ["LearnedObjective", "Sampler", "sampler_of"]
 
@@ -51,7 +52,17 @@ def sampler_of(t: float | tuple[float, float] | Sampler) -> Sampler:
 
 @dataclass(frozen=True, eq=False)
 class _Move:
-    """One group on one axis of one tensor; `index` says where its units sit, None where they fill the axis in order."""
+    """One group on one axis of one tensor.
+
+    Args:
+        latent: What is learnt of the group.
+        axis: The axis.
+        power: What the group's factors are raised to.
+        units: How many units the group has.
+        index: Where its units sit, None where they fill the axis in order.
+        arrived: Whether other groups have moved the blocks before.
+        blocks: Of a grouped convolution or of experts, whose axis is a fibre (see `AxisBinding.blocks`), else 1.
+    """
 
     latent: Latent
     axis: int
@@ -59,13 +70,20 @@ class _Move:
     units: int
     index: Tensor | None
     arrived: bool
+    blocks: int
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        first = tensor.movedim(self.axis, 0)
+        first = fibre(tensor, self.axis, self.blocks) if self.blocks > 1 else tensor.movedim(self.axis, 0)
         rows = first if self.index is None else first.index_select(0, self.index)
         acted = self.latent.act(rows.reshape(self.units, -1), self.power, self.arrived).reshape(rows.shape)
         moved = acted if self.index is None else first.index_copy(0, self.index, acted)
-        return moved.movedim(0, self.axis)
+        return self._back(moved, tensor) if self.blocks > 1 else moved.movedim(0, self.axis)
+
+    def _back(self, rows: Tensor, like: Tensor) -> Tensor:
+        """Entries of fibres where they were."""
+        shape = like.movedim(self.axis, 1).shape
+        apart = rows.reshape(self.blocks, shape[1], shape[0] // self.blocks, -1).transpose(1, 2)
+        return apart.reshape(shape).movedim(1, self.axis)
 
 
 class LearnedObjective:
@@ -204,18 +222,19 @@ class LearnedObjective:
 
 def _moves(bindings: Sequence[AxisBinding], latents: Mapping[str, Latent], tensor: Tensor) -> list[_Move]:
     """What moves a tensor: whole units on every axis first, then what is within them or mixes."""
-    own = [b for b in bindings if b.blocks == 1 and _moving(latents[b.group])]
-    after = [b for b in own if b.placed or latents[b.group].group.kind.mixes]
+    own = [b for b in bindings if _moving(latents[b.group])]
+    after = [b for b in own if b.placed or b.blocks > 1 or latents[b.group].group.kind.mixes]
     plain = [b for b in own if b not in after]
     # A group that moves blocks and one that moves units within them may share positions: the latter does both.
     plain = [b for i, b in enumerate(plain) if not any(_covers(c, b) for c in plain[i + 1 :])]
     found = []
     for b in [*plain, *after]:
         here = b.positions.reshape(-1)
-        whole = len(here) == tensor.shape[b.axis] and torch.equal(here, torch.arange(len(here)))
+        whole = len(here) == b.blocks * tensor.shape[b.axis] and torch.equal(here, torch.arange(len(here)))
         power = b.side.power if not latents[b.group].group.kind.mixes else -1 if b.side is Side.CONTRAVARIANT else 1
         index = None if whole else here.to(tensor.device)
-        found.append(_Move(latents[b.group], b.axis, power, len(b.positions), index, bool(b.placed)))
+        arrived = bool(b.placed) or b.blocks > 1
+        found.append(_Move(latents[b.group], b.axis, power, len(b.positions), index, arrived, b.blocks))
     return found
 
 
