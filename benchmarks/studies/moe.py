@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import pyalign
 from benchmarks.studies.data import Absent
 from benchmarks.studies.moe_measure import Data, from_scratch, frozen, ranked, remainder
-from benchmarks.studies.moe_networks import Text, Training, scratch, tinyshakespeare, trained, transplanted
+from benchmarks.studies.moe_networks import Drawn, Text, Training, scratch, tinyshakespeare, trained, transplanted
 from benchmarks.studies.moe_tables import Ranking, Remainder, Row, failures, write
 from pyalign._atomic import json_text, replacing
 
@@ -60,6 +60,7 @@ class Scale:
     depth: int
     windows: int
     points: int
+    learned: dict[str, int] = field(default_factory=dict)
     seeds: tuple[int, ...] = (4, 5, 6)
     training: dict[str, Training] = field(default_factory=lambda: {"first": Training(), "all": Training()})
 
@@ -70,13 +71,13 @@ CONTROLS = (
 )
 KINDS = ("dense", "top2", "shared")
 SCALES = {
-    "tiny": Scale(("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, (4, 5)),
+    "tiny": Scale(("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, {"scratch": 2}, (4, 5)),
     "cpu": Scale(
         KINDS, ("first", "all"), 64, 8, 300, CONTROLS, ("top2",), 800, 64, 2, 64, 25,
-        training={"first": SMALL, "all": GENTLE},
+        {"all": 400, "scratch": 1000}, training={"first": SMALL, "all": GENTLE},
     ),
     "full": Scale(KINDS, ("first", "all"), 128, 64, 5000, (), KINDS, 10000, 128, 4, 512, 25,
-                  training={"first": SMALL, "all": GENTLE}),
+                  {"all": 1000, "scratch": 2500}, training={"first": SMALL, "all": GENTLE}),
 }  # fmt: skip
 
 
@@ -137,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seeds in itertools.combinations(scale.seeds, 2):
             done = _file(options.work, name, *seeds, suffix=".json")
             if not done.is_file():
-                study(name, seeds, (of_seed[seeds[0]], of_seed[seeds[1]]), inputs, data, scale.points, done)
+                count = scale.learned.get("scratch" if name.startswith("scratch") else "all", 0)
+                learning = Drawn(text, scale.batch, count) if count else None
+                study(name, seeds, (of_seed[seeds[0]], of_seed[seeds[1]]), inputs, data, scale.points, done, learning)
             content = json.loads(done.read_text())
             rows += [Row(**{**row, "seeds": seeds}) for row in content["rows"]]
             rankings += [Ranking(**{**r, "seeds": seeds}) for r in content["rankings"]]
@@ -151,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def words(scale: Scale) -> str:
     """What was trained and measured, for below the tables."""
     how, deep = scale.training["first"], scale.training["all"]
+    learned = ", ".join(f"{what}: {steps} steps" for what, steps in scale.learned.items())
     return (
         f"Character GPT on tinyshakespeare; all pairs of {len(scale.seeds)} seeds, mean ± standard deviation over the "
         f"pairs; {scale.windows} test windows of {scale.length} characters, {scale.points} points of t. Frozen: the "
@@ -160,8 +164,10 @@ def words(scale: Scale) -> str:
         f"deviation {deep.deviation}). Control: top-2 in the first layer, as frozen but "
         f"for what is named. Units only: experts in the order they have. Experts shared: the least share of the chosen "
         f"experts that points of the line have in common with an end. Scratch: {scale.depth} layers of {scale.width} "
-        f"units, {scale.scratch_steps} steps. Orders are ranked by their barrier at t = 0, .5, 1; above the best "
-        f"order: (barrier - best) / (naive - best). With experts averaged as functions: loss at t = .5 above that of "
+        f"units, {scale.scratch_steps} steps; all classes: with the scales of the norms folded into their readers. "
+        f"Learned: gone on from there by descent on the loss between the models, in steps of {scale.batch} windows "
+        f"({learned}). Orders are ranked by their barrier at t = 0, .5, 1; above the best order: "
+        f" (barrier - best) / (naive - best). With experts averaged as functions: loss at t = .5 above that of "
         f"the ends, of naive, where matched experts answer with the mean of their answers, not with mean weights, "
         f"under the mean router. Cosines: of the weights in and out of matched units, and of each unit with the "
         f"nearest one of the matched expert, taken or not. {platform.machine()}, torch {torch.__version__}."
@@ -176,15 +182,16 @@ def study(
     data: Data,
     points: int,
     done: Path,
+    learning: Drawn | None,
 ) -> None:
     """Measure one pair and leave the result in its file."""
     rankings, remainders = [], []
     if name.startswith("scratch"):
-        rows = from_scratch(name, seeds, ends, data, points)
+        rows = from_scratch(name, seeds, ends, data, points, learning)
     elif name.startswith("control"):
         rows = frozen(name, seeds, ends, [], data, points, experts=("exact",))
     elif name.endswith(" all"):
-        rows = frozen(name, seeds, ends, [], data, points, experts=("exact", "gram", "gate"))
+        rows = frozen(name, seeds, ends, [], data, points, ("exact", "gram", "gate"), learning)
     else:
         rows = frozen(name, seeds, ends, inputs, data, points)
         rankings = [ranked(name, seeds, ends, data, rows)] if " first" in name else []

@@ -14,15 +14,18 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
 import pyalign
-from benchmarks.studies.moe_networks import Averaged, Mixture
+from benchmarks.studies.moe_networks import Averaged, Drawn, Mixture
 from benchmarks.studies.moe_tables import Ranking, Remainder, Row
-from pyalign.matching import WeightMatching, expert_orders
+from pyalign.matching import LearnedMatching, Problem, WeightMatching, expert_orders
 from pyalign.matching.experts import EXPERTS, expert_groups, units_by_weights
 from pyalign.paths import expert_overlap
-from pyalign.symmetry import Alignment, Kind, ScaledPermutation, SymmetrySpec, Transform, state_of
+from pyalign.symmetry import Alignment, Kind, ScaledPermutation, SymmetrySpec, Transform, fold, state_of
 from pyalign.symmetry.elements import following
 
 __all__ = ["from_scratch", "frozen", "ranked", "remainder"]
+
+LEAD = 0.1
+"""How far ahead the exact matching is where learning begins: experts' units are to change places within few steps."""
 
 RANKED = (0.0, 0.5, 1.0)
 """Positions at which each of all orders of the experts is measured."""
@@ -39,13 +42,21 @@ def frozen(
     data: Data,
     points: int,
     experts: Sequence[str] = EXPERTS,
+    learning: Drawn | None = None,
 ) -> list[Row]:
-    """A pair whose networks differ in their mixtures only: nothing else is moved. Without inputs by weights alone."""
+    """A pair whose networks differ in their mixtures only: nothing else is moved.
+
+    Without inputs by weights alone; with text to learn from, the exact matching is gone on from by learned matching.
+    """
     a, b = ends
     spec = mixtures_only(a, data[0][0][:8])
     rows = [measured(name, seeds, "none", spec.identity(), ends, data, points)]
     for how in experts:
         found = pyalign.align(a, b, method=WeightMatching(experts=how), spec=spec, verify=False)
+        if how == "exact" and learning is not None:
+            method = LearnedMatching(start=found, steps=len(learning), lead=LEAD)
+            learned = method.match(Problem(a, b, spec, learning))
+            rows.append(measured(name, seeds, "learned from exact", learned, ends, data, points))
         known = next((r for r in rows[1:] if r.orders == expert_orders(found)), None)
         if known is None:
             rows.append(measured(name, seeds, how, found, ends, data, points))
@@ -59,16 +70,23 @@ def frozen(
     return [*rows, measured(name, seeds, "units only", kept, ends, data, points)]
 
 
-def from_scratch(name: str, seeds: tuple[int, int], ends: Pair, data: Data, points: int) -> list[Row]:
-    """A pair whose networks share nothing: permutations, then all classes."""
-    a, b = ends
-    rows = []
-    for method, within in (("none", None), ("permutations", Kind.PERMUTATION), ("all classes", Kind.INVERTIBLE)):
-        if within is None:
-            found = pyalign.derive(a, data[0][0][:8]).identity()
-        else:
-            found = pyalign.align(a, b, method=WeightMatching(within=within), example_inputs=data[0][0][:8])
-        rows.append(measured(name, seeds, method, found, ends, data, points))
+def from_scratch(
+    name: str, seeds: tuple[int, int], ends: Pair, data: Data, points: int, learning: Drawn | None = None
+) -> list[Row]:
+    """A pair whose networks share nothing: permutations, then all classes (scales of norms folded into readers)."""
+    example = data[0][0][:8]
+    spec = pyalign.derive(ends[0], example, within=Kind.PERMUTATION)
+    rows = [measured(name, seeds, "none", spec.identity(), ends, data, points)]
+    found = WeightMatching().match(Problem(*ends, spec))
+    rows.append(measured(name, seeds, "permutations", found, ends, data, points))
+    one, two = (fold(model, example) for model in ends)
+    folded = one.model, two.model
+    spec = pyalign.derive(one.model, example, within=Kind.INVERTIBLE, constants=one.constants)
+    found = WeightMatching().match(Problem(*folded, spec))
+    rows.append(measured(name, seeds, "all classes", found, folded, data, points))
+    if learning is not None:
+        learned = LearnedMatching(start=found, steps=len(learning)).match(Problem(*folded, spec, learning))
+        rows.append(measured(name, seeds, "all classes, learned", learned, folded, data, points))
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ class Text:
         rows = self.test[: windows * self.length + 1]
         x, y = rows[:-1].reshape(windows, self.length), rows[1:].reshape(windows, self.length)
         return list(zip(x.split(size), y.split(size), strict=True))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Batches of random training windows, the same in every pass."""
+
+    text: Text
+    batch: int
+    steps: int
+    seed: int = 77
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        return (self.text.draw(self.batch, generator) for _ in range(self.steps))
 
 
 def tinyshakespeare(length: int) -> Text:
