@@ -90,6 +90,8 @@ def _told_apart(spec: SymmetrySpec, site: Site) -> bool:
 
 def _sharing(spec: SymmetrySpec, site: Site) -> list[Site]:
     """Sites of groups that act on entries of this one before or after its own group does."""
+    if not spec.placed:
+        return []
     return [
         other
         for other in spec.sites
