@@ -46,7 +46,7 @@ class Control:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained and measured."""
+    """How much is trained and measured; `learned`: steps of learned matching, by setting."""
 
     kinds: tuple[str, ...]
     layers: tuple[str, ...]
@@ -71,13 +71,13 @@ CONTROLS = (
 )
 KINDS = ("dense", "top2", "shared")
 SCALES = {
-    "tiny": Scale(("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, {"scratch": 2}, (4, 5)),
+    "tiny": Scale(("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, {"scratch top2": 2}, (4, 5)),
     "cpu": Scale(
         KINDS, ("first", "all"), 64, 8, 300, CONTROLS, ("top2",), 800, 64, 2, 64, 25,
-        {"all": 400, "scratch": 1000}, training={"first": SMALL, "all": GENTLE},
+        {"frozen top2 all": 400, "scratch top2": 1000}, training={"first": SMALL, "all": GENTLE},
     ),
     "full": Scale(KINDS, ("first", "all"), 128, 64, 5000, (), KINDS, 10000, 128, 4, 512, 25,
-                  {"all": 1000, "scratch": 2500}, training={"first": SMALL, "all": GENTLE}),
+                  {f"frozen {k} all": 1000 for k in KINDS} | {f"scratch {k}": 2500 for k in KINDS}, training={"first": SMALL, "all": GENTLE}),
 }  # fmt: skip
 
 
@@ -138,8 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for seeds in itertools.combinations(scale.seeds, 2):
             done = _file(options.work, name, *seeds, suffix=".json")
             if not done.is_file():
-                count = scale.learned.get("scratch" if name.startswith("scratch") else "all", 0)
-                learning = Drawn(text, scale.batch, count) if count else None
+                learning = Drawn(text, scale.batch, scale.learned[name]) if name in scale.learned else None
                 study(name, seeds, (of_seed[seeds[0]], of_seed[seeds[1]]), inputs, data, scale.points, done, learning)
             content = json.loads(done.read_text())
             rows += [Row(**{**row, "seeds": seeds}) for row in content["rows"]]
