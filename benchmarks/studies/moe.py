@@ -71,13 +71,18 @@ CONTROLS = (
 )
 KINDS = ("dense", "top2", "shared")
 SCALES = {
-    "tiny": Scale(("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, {"scratch top2": 2}, (4, 5)),
+    "tiny": Scale(
+        ("top2",), ("first",), 16, 2, 2, CONTROLS[-1:], ("top2",), 2, 16, 1, 4, 3, {"scratch top2": 2}, (4, 5),
+    ),
     "cpu": Scale(
         KINDS, ("first", "all"), 64, 8, 300, CONTROLS, ("top2",), 800, 64, 2, 64, 25,
         {"frozen top2 all": 400, "scratch top2": 1000}, training={"first": SMALL, "all": GENTLE},
     ),
-    "full": Scale(KINDS, ("first", "all"), 128, 64, 5000, (), KINDS, 10000, 128, 4, 512, 25,
-                  {f"frozen {k} all": 1000 for k in KINDS} | {f"scratch {k}": 2500 for k in KINDS}, training={"first": SMALL, "all": GENTLE}),
+    "full": Scale(
+        KINDS, ("first", "all"), 128, 64, 5000, (), KINDS, 10000, 128, 4, 512, 25,
+        {f"frozen {k} all": 1000 for k in KINDS} | {f"scratch {k}": 2500 for k in KINDS},
+        training={"first": SMALL, "all": GENTLE},
+    ),
 }  # fmt: skip
 
 
