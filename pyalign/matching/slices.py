@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
@@ -14,7 +14,7 @@ from pyalign.engine.permuted_lerp import permuted_dots
 from pyalign.matching.layout import Array, Rows
 from pyalign.symmetry import ScaledPermutation
 
-__all__ = ["Slices", "changed", "inner", "precision", "rounding"]
+__all__ = ["Slices", "changed", "inner", "precision", "rounding", "total_of"]
 
 CHUNK = 1 << 18  # entries that are multiplied in float64 at once
 
@@ -46,12 +46,21 @@ def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
 
 def inner(one: Tensor, two: Tensor, factor: Tensor | None = None) -> float:
     """The inner product of two matrices in float64, the columns times factors, few rows at a time."""
-    total, step = 0.0, max(1, CHUNK // max(1, one.shape[1]))
+    parts, step = [], max(1, CHUNK // max(1, one.shape[1]))
+    factor = None if factor is None else factor.to(one.device)
     for x, y in zip(one.split(step), two.split(step), strict=True):
         if factor is None:
-            total += float(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
+            parts.append(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
         else:
-            total += float(torch.dot((x.double() * y.double()).sum(0).cpu(), factor))
+            parts.append(torch.dot((x.double() * y.double()).sum(0), factor))
+    return total_of(parts)
+
+
+def total_of(numbers: Sequence[Tensor]) -> float:
+    """The sum of single float64 numbers of one device, one after the other; they come to the host together."""
+    total = 0.0
+    for number in torch.stack(list(numbers)).cpu().tolist() if len(numbers) > 1 else map(float, numbers):
+        total += number
     return total
 
 
