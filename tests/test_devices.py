@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,12 +15,13 @@ from torch import nn
 
 import pyalign
 from pyalign import errors
-from pyalign.matching import Problem, WeightMatching, layout
+from pyalign.matching import Problem, WeightMatching, birkhoff, layout
 from pyalign.matching.experts import EXPERTS
 from pyalign.statistics import Moments, collect, home
-from pyalign.symmetry import Kind
+from pyalign.symmetry import Kind, state_of, widen
 
 WIDEST = 24
+sharing, correlations = (import_module(f"pyalign.{name}") for name in ("matching.share", "paths.correlations"))
 
 
 def network(seed):
@@ -143,6 +145,35 @@ def test_similarities_of_weights_stay_on_the_device(case, kept, monkeypatch):
 @pytest.mark.parametrize("how", EXPERTS)
 def test_ways_to_match_experts_stay_on_the_device(how):
     expect_to_stay(*pair_of("experts"), experts=how)
+
+
+def test_nearest_permutations_are_found_on_the_device():
+    matrix = birkhoff.project(torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).double() ** 3)
+    want, correlation = birkhoff.decompose(matrix, 5), correlations._means(matrix)
+    with elsewhere() as to_host:
+        got = birkhoff.decompose(Elsewhere(matrix), 5)
+        assert torch.equal(birkhoff.nearest(Elsewhere(matrix)), birkhoff.nearest(matrix))
+        assert correlations._means(Elsewhere(matrix)) == pytest.approx(correlation)
+    assert max(to_host) <= 5 * 40
+    assert torch.equal(got.perms, want.perms) and torch.equal(got.weights, want.weights)
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+def test_shares_of_units_are_found_on_the_device():
+    torch.manual_seed(0)
+    small, large = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 4)) for n in (10, 24))
+    x = torch.randn(6, 4)
+    spec, wide = pyalign.derive(large, x), widen(small, large, x).model
+    states = [{name: tensor.double() for name, tensor in state_of(model).items()} for model in (large, wide)]
+    (group,) = spec.groups.values()
+    silent = sharing._silent(spec, group, states[1])
+    want = sharing._round(spec, group, silent, *states)
+    there = [{name: Elsewhere(tensor) for name, tensor in state.items()} for state in states]
+    with elsewhere() as to_host:
+        assert torch.equal(sharing._silent(spec, group, there[1]), silent)
+        got = sharing._round(spec, group, silent, *there)
+    assert max(to_host) <= 24 and len(want[0]) > 0
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
