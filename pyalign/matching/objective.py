@@ -121,7 +121,8 @@ class Objective:
 
     def error(self, group: str) -> float:
         """A bound on the error of a similarity of two units, as a fraction of the product of their norms."""
-        loose = [rounding(precision(self.a[t.binding.tensor]), t.features) for t in self.loose[group]]
+        tensors = ((self.a[term.binding.tensor], term.features) for term in self.loose[group])
+        loose = [rounding(precision(tensor), features, tensor.device) for tensor, features in tensors]
         return sum(loose) + sum(slices.error for slices in self.kept.get(group, {}).values())
 
     def depends(self, group: str) -> set[str]:

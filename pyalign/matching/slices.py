@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyalign.engine.cuda import tf32_allowed
 from pyalign.engine.permuted_lerp import permuted_dots
 from pyalign.matching.layout import Array, Rows
 from pyalign.symmetry import ScaledPermutation
@@ -17,6 +18,7 @@ from pyalign.symmetry import ScaledPermutation
 __all__ = ["Slices", "changed", "inner", "precision", "rounding", "total_of"]
 
 CHUNK = 1 << 18  # entries that are multiplied in float64 at once
+TF32_EPS = 2.0**-10  # ten bits after the point
 
 Elements = Mapping[str, ScaledPermutation]
 
@@ -26,13 +28,14 @@ def precision(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def rounding(dtype: torch.dtype, terms: float) -> float:
+def rounding(dtype: torch.dtype, terms: float, device: torch.device) -> float:
     r"""A bound on the error of an inner product of so many terms, as a fraction of \(\|a\| \|b\|\).
 
     \(\lambda \sqrt{n} u\) with \(\lambda = 8\), which rounding errors of mean zero exceed once in \(10^{13}\) products
-    [higham2019new].
+    [higham2019new]. Where torch's flag allows TF32 on a GPU, products of float32 have its precision.
     """
-    return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(terms)
+    short = device.type == "cuda" and dtype == torch.float32 and tf32_allowed()
+    return 4.0 * (TF32_EPS if short else float(torch.finfo(dtype).eps)) * math.sqrt(terms)
 
 
 def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
@@ -90,7 +93,7 @@ class Slices:
     @property
     def error(self) -> float:
         """A bound on the error of the present similarity, as a fraction of the norms of the two units."""
-        return rounding(self._a.dtype, self._terms)
+        return rounding(self._a.dtype, self._terms, self._a.device)
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Sums of squares of each unit in A and in B, shapes (n,), float64."""
