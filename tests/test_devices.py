@@ -142,6 +142,23 @@ def test_similarities_of_weights_stay_on_the_device(case, kept, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("case", ["mlp", "resnet", "factors", "blocks", "side by side"])
+def test_models_in_parts_on_two_devices_are_matched_as_in_one_piece(case, kept, monkeypatch):
+    if not kept:
+        monkeypatch.setattr(layout, "KEPT", 0)
+    a, b, spec = pair_of(case)
+    want = matched(a, b, spec)
+    a, b = copy.deepcopy(a), copy.deepcopy(b)
+    for model in (a, b):
+        leaves = [module for module in model.modules() if not any(module.children())]
+        for module in leaves[: len(leaves) // 2]:
+            moved(module)
+    with elsewhere():
+        expect_same(matched(a, b, spec), want)
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
 @pytest.mark.parametrize("how", EXPERTS)
 def test_ways_to_match_experts_stay_on_the_device(how):
     expect_to_stay(*pair_of("experts"), experts=how)

@@ -178,7 +178,7 @@ class _Search:
         own = self.evidence.get(group.name)
         parts = [] if own is None else [own.gain(self.free(group))]
         parts += [self.tables[c.name] for c in self.children.get(group.name, []) if c.name in self.tables]
-        return sum(parts[1:], start=parts[0]) if parts else None
+        return sum((part.to(parts[0].device) for part in parts[1:]), start=parts[0]) if parts else None
 
     def free(self, group: Group) -> bool:
         return self.signs and group.kind.signs

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyalign.matching.assign import Evidence, in_blocks
 from pyalign.matching.nearest import Grams
+from pyalign.matching.objective import summed
 from pyalign.matching.pair import Elements, Pair
 from pyalign.symmetry import AxisBinding, Group, Side, Wreath
 
@@ -36,18 +37,8 @@ class Products:
 
     def evidence(self, group: Group, mixing: Sequence[Group], apart: frozenset[str] = frozenset()) -> Evidence | None:
         """Similarity of units, without the entries that a mixing group within them compares, and without `apart`."""
-        odd = even = None
-        for b, one, two in self.pair.rows(group.name, self.elements, self._uncovered(group, mixing) - apart):
-            if self._covered(b, mixing):
-                continue
-            matrix = one @ two.T
-            if b.side.power:
-                odd = matrix if odd is None else odd + matrix
-            else:
-                even = matrix if even is None else even + matrix
-        if odd is None:
-            return None if even is None else Evidence(torch.zeros_like(even), even)
-        return Evidence(odd, even)
+        rows = self.pair.rows(group.name, self.elements, self._uncovered(group, mixing) - apart)
+        return summed((bool(b.side.power), one @ two.T) for b, one, two in rows if not self._covered(b, mixing))
 
     def both(self, group: Group) -> tuple[Tensor, Tensor]:
         """Rows of A times rows of B, produced and consumed, each (n, n), float64, where the models are."""

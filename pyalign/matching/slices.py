@@ -219,7 +219,7 @@ def _laid_out(rows: Rows, state: Mapping[str, Tensor], dtype: torch.dtype) -> Te
     tensors = [state[part.binding.tensor] for part in rows.parts]
     out = torch.empty(sum(rows.lengths), rows.size, dtype=dtype, device=tensors[0].device)
     if rows.vectors:
-        out[: rows.vectors] = torch.stack(tensors[: rows.vectors])
+        out[: rows.vectors] = torch.stack([tensor.to(out.device) for tensor in tensors[: rows.vectors]])
     at = rows.vectors
     for part, tensor in zip(rows.parts[at:], tensors[at:], strict=True):
         into = out[at : at + part.features]
