@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
 from helpers_elsewhere import ELSEWHERE, Elsewhere, elsewhere, moved
+from matching import handmade
+from symmetry import mixtures
+from symmetry.architectures import ARCHITECTURES
 from torch import nn
 
 import pyalign
 from pyalign import errors
+from pyalign.matching import Problem, WeightMatching, birkhoff, layout
+from pyalign.matching.experts import EXPERTS
 from pyalign.statistics import Moments, collect, home
+from pyalign.symmetry import Kind, state_of, widen
 
 WIDEST = 24
+sharing, correlations = (import_module(f"pyalign.{name}") for name in ("matching.share", "paths.correlations"))
 
 
 def network(seed):
@@ -25,15 +33,38 @@ def network(seed):
 A, B = network(1), network(2)
 DATA = [(torch.randn(40, 3, 6, 6, generator=torch.Generator().manual_seed(k)), torch.arange(40) % 5) for k in range(3)]
 
-# What comes to the host at most, in entries of one tensor: single numbers, indices, or similarities of units.
+# What comes to the host at most, in entries of one tensor: single numbers, or a few for every unit.
 JOBS = {
     "interpolate": (1, lambda a, b, data: pyalign.interpolate(a, b, 0.3)),
     "barrier": (1, lambda a, b, data: pyalign.barrier(a, b, data, points=3, recalibrate=data)),
     "merge": (1, lambda a, b, data: pyalign.merge([a, b], repair="repair", data=data)),
     "activation": (WIDEST, lambda a, b, data: pyalign.align(a, b, data)),
-    "weight": (WIDEST**2, lambda a, b, data: pyalign.align(a, b, data, method="weight")),
+    "weight": (3 * WIDEST, lambda a, b, data: pyalign.align(a, b, data, method="weight")),
     "apply": (1, lambda a, b, data: pyalign.derive(a, data[0][0]).random(0).apply(b)),
 }
+
+
+def matched(a, b, spec, **options):
+    """Weight matching of two sweeps: as many as show all that a sweep does."""
+    return WeightMatching(sweeps=2, **options).match(Problem(a, b, spec, seed=1, progress=False))
+
+
+def expect_same(got, want):
+    """The answers of weight matching on two devices that compute alike."""
+    assert got.objective == pytest.approx(want.objective, rel=1e-6, abs=1e-9)
+    assert got.worst_gap == pytest.approx(0.0, abs=1e-9)
+    for name, element in want.transforms.items():
+        assert torch.equal(got.transforms[name].perm, element.perm), name
+
+
+def expect_to_stay(a, b, spec, **options):
+    """At most a few numbers for every unit come to the host, and the answer is the same as there."""
+    want = matched(a, b, spec, **options)
+    a, b = moved(copy.deepcopy(a)), moved(copy.deepcopy(b))
+    with elsewhere() as to_host:
+        got = matched(a, b, spec, **options)
+    assert max(to_host) <= 3 * max(group.size for group in spec.groups.values()), sorted(to_host)[-10:]
+    expect_same(got, want)
 
 
 def compare(got, want):
@@ -51,6 +82,36 @@ def compare(got, want):
         assert got.worst_gap == pytest.approx(0.0, abs=1e-9)
 
 
+def pair_of(case):
+    """Two models of one architecture, and their symmetry, by which kind of groups weight matching meets."""
+    if case.startswith("experts"):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"WIDTH": 24, "HIDDEN": 16}.items():
+                patch.setattr(mixtures, name, value)
+            send = mixtures.masked if "list" in case else mixtures.gathered
+            models = []
+            for seed in (0, 1):
+                torch.manual_seed(seed)
+                models.append(mixtures.Mixture(mixtures.after, send).eval())
+            return *models, pyalign.derive(models[0], torch.randn(3, 16, 3))
+    if case == "mixing":
+        found = ARCHITECTURES["attention_by_hand"]
+        a, b = (handmade.generic(found.build(), seed) for seed in (3, 4))
+        return a, b, pyalign.derive(a, found.inputs().float(), within=Kind.INVERTIBLE)
+    name, change = {"blocks": ("grouped", {"inner": 8}), "side by side": ("concat", {"growth": 12})}.get(
+        case, (case, {})
+    )
+    build, spec_of, _ = handmade.CASES.get(name, handmade.CASES["mlp"])
+    a, b = (
+        handmade.generic(build(**change), seed, torch.float64 if case == "float64" else torch.float32)
+        for seed in (3, 4)
+    )
+    if case == "signs":
+        return a, b, handmade.mlp_spec(a, Kind.SIGNED)
+    spec = spec_of(a)
+    return a, (spec.random(0).apply(a) if case == "factors" else b), spec
+
+
 def devices_of(answer):
     return {tensor.device.type for tensor in answer.state_dict().values()} if isinstance(answer, nn.Module) else set()
 
@@ -65,6 +126,93 @@ def test_nothing_large_comes_to_the_host(job):
     assert max(to_host, default=0) <= most, sorted(to_host)[-10:]
     assert devices_of(got) <= {ELSEWHERE.type}
     compare(got, run(A, B, DATA))
+
+
+CASES = ("mlp", "resnet", "signs", "factors", "float64", "blocks", "side by side", "experts", "experts in a list")
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_similarities_of_weights_stay_on_the_device(case, kept, monkeypatch):
+    """Whatever the groups are like, and whether slices are laid out or products are made anew in every step."""
+    if not kept:
+        monkeypatch.setattr(layout, "KEPT", 0)
+    expect_to_stay(*pair_of(case))
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("case", ["mlp", "resnet", "factors", "blocks", "side by side"])
+def test_models_in_parts_on_two_devices_are_matched_as_in_one_piece(case, kept, monkeypatch):
+    if not kept:
+        monkeypatch.setattr(layout, "KEPT", 0)
+    a, b, spec = pair_of(case)
+    want = matched(a, b, spec)
+    a, b = copy.deepcopy(a), copy.deepcopy(b)
+    for model in (a, b):
+        leaves = [module for module in model.modules() if not any(module.children())]
+        for module in leaves[: len(leaves) // 2]:
+            moved(module)
+    with elsewhere():
+        expect_same(matched(a, b, spec), want)
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+@pytest.mark.parametrize("how", EXPERTS)
+def test_ways_to_match_experts_stay_on_the_device(how):
+    expect_to_stay(*pair_of("experts"), experts=how)
+
+
+def test_nearest_permutations_are_found_on_the_device():
+    matrix = birkhoff.project(torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).double() ** 3)
+    want, correlation = birkhoff.decompose(matrix, 5), correlations._means(matrix)
+    with elsewhere() as to_host:
+        got = birkhoff.decompose(Elsewhere(matrix), 5)
+        assert torch.equal(birkhoff.nearest(Elsewhere(matrix)), birkhoff.nearest(matrix))
+        assert correlations._means(Elsewhere(matrix)) == pytest.approx(correlation)
+    assert max(to_host) <= 5 * 40
+    assert torch.equal(got.perms, want.perms) and torch.equal(got.weights, want.weights)
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+def test_shares_of_units_are_found_on_the_device():
+    torch.manual_seed(0)
+    small, large = (nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 4)) for n in (10, 24))
+    x = torch.randn(6, 4)
+    spec, wide = pyalign.derive(large, x), widen(small, large, x).model
+    states = [{name: tensor.double() for name, tensor in state_of(model).items()} for model in (large, wide)]
+    (group,) = spec.groups.values()
+    silent = sharing._silent(spec, group, states[1])
+    want = sharing._round(spec, group, silent, *states)
+    there = [{name: Elsewhere(tensor) for name, tensor in state.items()} for state in states]
+    with elsewhere() as to_host:
+        assert torch.equal(sharing._silent(spec, group, there[1]), silent)
+        got = sharing._round(spec, group, silent, *there)
+    assert max(to_host) <= 24 and len(want[0]) > 0
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+def test_units_that_mix_are_matched_as_on_the_host():
+    """Products that speak for matrices come to the host, where these are found."""
+    a, b, spec = pair_of("mixing")
+    assert any(group.kind.mixes for group in spec.groups.values())
+    want = matched(a, b, spec)
+    with elsewhere():
+        got = matched(moved(copy.deepcopy(a)), moved(copy.deepcopy(b)), spec)
+    expect_same(got, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::pyalign.errors.PyalignWarning")
+@pytest.mark.parametrize("case", (*CASES, "mixing"))
+def test_weight_matching_on_a_gpu(case):
+    a, b, spec = pair_of(case)
+    want = matched(a, b, spec)
+    got = matched(copy.deepcopy(a).cuda(), copy.deepcopy(b).cuda(), spec)
+    assert got.objective == pytest.approx(want.objective, rel=1e-4, abs=1e-6)
+    assert got.worst_gap == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #if defined(__CUDACC__)
@@ -109,6 +110,16 @@ class DeviceBlock {
     char* shared_;
 };
 #endif
+
+// Several words in one load or store. An address that is no multiple of their size is an error on the device, so in
+// tests it is one on the host, which would take it.
+template <typename T>
+PYALIGN_BOTH T* aligned(const void* at) {
+#if !defined(__CUDA_ARCH__)
+    if (reinterpret_cast<std::uintptr_t>(at) % alignof(T) != 0) throw std::logic_error("several words, misaligned");
+#endif
+    return static_cast<T*>(const_cast<void*>(at));
+}
 
 PYALIGN_BOTH float float_of_bits(uint32_t bits) {
     float value;

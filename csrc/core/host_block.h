@@ -7,6 +7,11 @@
 
 namespace pyalign {
 
+// What shared memory consists of, and what `load_matrices` reads at an address.
+struct alignas(16) Row {
+    char bytes[16];
+};
+
 template <int kThreads>
 class HostBlock {
   public:
@@ -31,6 +36,7 @@ class HostBlock {
     template <bool kTransposed, typename Address, typename Out>
     void load_matrices(const Address& address, const Out& out) const {
         for (int warp = 0; warp < kThreads; warp += 32) {
+            for (int l = 0; l < 32; ++l) aligned<Row>(address(warp + l));
             for (int l = 0; l < 32; ++l) {
                 for (int q = 0; q < 4; ++q) {
                     uint16_t pair[2];
@@ -107,11 +113,11 @@ class HostBlock {
 template <typename Body>
 void run_on_host(const Body& body, int64_t grid_x, int64_t grid_y, int64_t grid_z, size_t shared, bool backwards) {
     // Shared memory begins as anything on the device: here it is no number.
-    std::vector<double> memory(shared / sizeof(double) + 2);
+    std::vector<Row> memory(shared / sizeof(Row) + 1);
     for (int64_t z = 0; z < grid_z; ++z) {
         for (int64_t y = 0; y < grid_y; ++y) {
             for (int64_t x = 0; x < grid_x; ++x) {
-                memset(memory.data(), 0xff, memory.size() * sizeof(double));
+                memset(memory.data(), 0xff, memory.size() * sizeof(Row));
                 HostBlock<Body::kThreads> block(reinterpret_cast<char*>(memory.data()), backwards);
                 body(block, static_cast<int>(x), static_cast<int>(y), static_cast<int>(z));
             }

@@ -201,7 +201,7 @@ struct ProductBody {
             const int byte = byte_of(unit, sample);
             PYALIGN_UNROLLED
             for (int p = 0; p < kPieces; ++p) {
-                *reinterpret_cast<TwoWords*>(s.stage[stage][of][p] + byte) = TwoWords{{pieces[p][0], pieces[p][1]}};
+                *aligned<TwoWords>(s.stage[stage][of][p] + byte) = TwoWords{{pieces[p][0], pieces[p][1]}};
             }
         }
     }
@@ -293,7 +293,7 @@ struct ProductBody {
                         entry[p][e] = *reinterpret_cast<const uint16_t*>(from + byte_of(unit, k + e));
                     }
                 } else {
-                    const FourWords four = *reinterpret_cast<const FourWords*>(from + byte_of(unit, k));
+                    const FourWords four = *aligned<FourWords>(from + byte_of(unit, k));
                     PYALIGN_UNROLLED
                     for (int e = 0; e < 8; ++e) {
                         entry[p][e] = static_cast<uint16_t>(four.word[e / 2] >> (16 * (e & 1)));

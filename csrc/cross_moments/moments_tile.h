@@ -43,12 +43,10 @@ PYALIGN_BOTH void load_four(const MomentStream& from, const int64_t (&offset)[4]
     if (vectors) {
         if (!loads[0]) return;
         if (narrow) {
-            const auto* two = reinterpret_cast<const TwoWords*>(static_cast<const uint16_t*>(from.data) + offset[0]);
-            const TwoWords got = *two;
+            const TwoWords got = *aligned<TwoWords>(static_cast<const uint16_t*>(from.data) + offset[0]);
             to[0] = got.word[0], to[1] = got.word[1];
         } else {
-            const auto* four = reinterpret_cast<const FourWords*>(static_cast<const float*>(from.data) + offset[0]);
-            const FourWords got = *four;
+            const FourWords got = *aligned<FourWords>(static_cast<const float*>(from.data) + offset[0]);
             PYALIGN_UNROLLED
             for (int w = 0; w < kWords; ++w) to[w] = got.word[w];
         }

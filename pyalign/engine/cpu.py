@@ -77,7 +77,15 @@ def cross_moments(
 def linear_assignment(
     costs: Sequence[Tensor], maximize: bool, start: Sequence[tuple[Tensor, Tensor, Tensor]]
 ) -> list[tuple[Tensor, ...]]:
-    """Solve every matrix or (b, n, m) batch; all problems of the list share the threads."""
+    """Solve every matrix or (b, n, m) batch; all problems of the list share the threads.
+
+    Costs on another device are solved on a copy of theirs, and the answers go back there.
+    """
+    if costs and costs[0].device.type != "cpu":
+        device = costs[0].device
+        costs, start = [cost.cpu() for cost in costs], [(u.cpu(), v.cpu(), perm.cpu()) for u, v, perm in start]
+        solved = linear_assignment(costs, maximize, start)
+        return [tuple(field.to(device) for field in answer) for answer in solved]
     answers: list[tuple[Tensor, ...]] = []
     for cost in costs:
         *b, n, m = cost.shape

@@ -23,7 +23,7 @@ except ImportError as failure:
 else:
     MISSING = ""
 
-__all__ = ["build", "cross_moments", "exported", "missing", "refusals", "stream", "workspace"]
+__all__ = ["build", "cross_moments", "exported", "missing", "refusals", "stream", "tf32_allowed", "workspace"]
 
 
 def missing(operation: str) -> str:
@@ -104,7 +104,7 @@ def _limits(device: int) -> tuple[int, int]:
     return processors, shared
 
 
-def _tf32_allowed() -> bool:
+def tf32_allowed() -> bool:
     """Whether torch's own flag lets float32 products have the precision of TF32."""
     try:
         return bool(torch.backends.cuda.matmul.allow_tf32)
@@ -125,7 +125,7 @@ def cross_moments(
         processors, shared = _limits(number)
         memory, most = _moments_memory(x, y, axis_x, axis_y, full, processors, shared)
         status = torch.empty(2, dtype=torch.int32, device=x.device)
-        options = (_tf32_allowed(), processors, shared, most)
+        options = (tf32_allowed(), processors, shared, most)
 
         def run(step: str) -> list[int]:
             inputs = (exported(x), exported(y), None if mask is None else exported(mask), axis_x, axis_y, full)

@@ -153,8 +153,9 @@ def _short(perm: Tensor) -> Tensor:
     known: tuple[Any, Tensor] | None = _known.get(perm)
     if known is not None and known[0] == state:
         return known[1]
-    outcomes.check_permutations([perm])
+    # Before the check, which waits for the device: a later call on another stream then finds it written.
     short = perm.to(torch.int32) if perm.numel() < 2**31 else perm.contiguous()
+    outcomes.check_permutations([perm])
     if state is not None:
         _known[perm] = state, short
     return short

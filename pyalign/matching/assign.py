@@ -19,7 +19,7 @@ __all__ = ["Evidence", "Solution", "assign_groups", "children_of", "in_blocks", 
 
 @dataclass
 class Evidence:
-    """How alike the units of a group are in two models.
+    """How alike the units of a group are in two models; the matrices lie where the models do and stay there.
 
     Args:
         similarity: Shape (n, n), float32 or float64: unit i of A with unit j of B, larger is better; changes sign with
@@ -46,16 +46,16 @@ class Evidence:
 
     def value(self, element: ScaledPermutation, units: NDArray[Any]) -> float:
         """What these slots contribute to the objective when B's units are moved by an element without scales."""
-        perm, scale = element.perm[units], None if element.scale is None else element.scale[units]
-        odd = self.similarity[units, perm].double()
-        total = odd.sum() if scale is None else torch.dot(odd, scale)
-        return float(total if self.even is None else total + self.even[units, perm].double().sum())
+        scale = None if element.scale is None else element.scale[units]
+        odd = _entries(self.similarity, element, units)
+        total = odd.sum() if scale is None else torch.dot(odd, scale.to(odd.device))
+        return float(total if self.even is None else total + _entries(self.even, element, units).sum())
 
     def by_slot(self, element: ScaledPermutation) -> Tensor:
-        """What every slot contributes, shape (n,), float64."""
-        perm = element.perm.unsqueeze(1)
+        """What every slot contributes, shape (n,), float64, where the matrices are."""
+        perm = element.perm.to(self.similarity.device).unsqueeze(1)
         odd = self.similarity.gather(1, perm).squeeze(1).double()
-        odd = odd if element.scale is None else odd * element.scale
+        odd = odd if element.scale is None else odd * element.scale.to(odd.device)
         return odd if self.even is None else odd + self.even.gather(1, perm).squeeze(1).double()
 
     def preferring(self, gain: Tensor) -> Tensor:
@@ -69,6 +69,12 @@ class Evidence:
         bonus[dead_a.unsqueeze(1), dead_b] += size
         bonus[slots, slots] += size / (2 * n)
         return bonus
+
+
+def _entries(matrix: Tensor, element: ScaledPermutation, units: NDArray[Any]) -> Tensor:
+    """The entries of some slots, each at the unit that it takes, float64."""
+    slots = torch.from_numpy(units)
+    return matrix[slots.to(matrix.device), element.perm[slots].to(matrix.device)].double()
 
 
 @dataclass
@@ -106,7 +112,7 @@ def signs_of(similarity: Tensor, perm: Tensor, free: bool) -> Tensor | None:
     """The signs under which matched units agree best, None where none is negative."""
     if not free:
         return None
-    negative = similarity.gather(1, perm.unsqueeze(1)).squeeze(1) < 0
+    negative = similarity.gather(1, perm.to(similarity.device).unsqueeze(1)).squeeze(1) < 0
     return torch.where(negative, -1.0, 1.0).double() if bool(negative.any()) else None
 
 
@@ -172,7 +178,7 @@ class _Search:
         own = self.evidence.get(group.name)
         parts = [] if own is None else [own.gain(self.free(group))]
         parts += [self.tables[c.name] for c in self.children.get(group.name, []) if c.name in self.tables]
-        return sum(parts[1:], start=parts[0]) if parts else None
+        return sum((part.to(parts[0].device) for part in parts[1:]), start=parts[0]) if parts else None
 
     def free(self, group: Group) -> bool:
         return self.signs and group.kind.signs
@@ -216,7 +222,7 @@ class _Search:
         """Match one block of A with blocks of B: the inner orders, and what each pair contributes."""
         gains = self.blocks[group.name].gains(block, others, self.free(group))
         perms = self.solve([gains])[0]
-        return perms.cpu(), gains.gather(-1, perms.to(gains.device).unsqueeze(-1)).squeeze(-1).sum(-1).double().cpu()
+        return perms.cpu(), gains.gather(-1, perms.to(gains.device).unsqueeze(-1)).squeeze(-1).sum(-1).double()
 
     def solve_flat(self, groups: Sequence[Group]) -> None:
         gains = {g.name: self.gain(g) for g in groups if g.kind is not Kind.IDENTITY}
@@ -249,7 +255,7 @@ class _Search:
                 scale = torch.where(odd < 0, -1.0, 1.0).double() if free and bool((odd < 0).any()) else None
                 self.solution.objective += float((odd.abs() if free else odd).sum() + even.sum())
             if own is not None:
-                along = perm.to(own.similarity.device)
-                scale = signs_of(own.similarity, along, free)
-                self.solution.objective += float(own.gain(free).gather(1, along.unsqueeze(1)).sum())
+                scale = signs_of(own.similarity, perm, free)
+                along = perm.to(own.similarity.device).unsqueeze(1)
+                self.solution.objective += float(own.gain(free).gather(1, along).sum())
             self.solution.elements[name] = ScaledPermutation(perm, scale)

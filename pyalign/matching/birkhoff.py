@@ -66,8 +66,12 @@ def _to_sums_of_one(x: Tensor) -> Tensor:
 
 
 def nearest(matrix: Tensor) -> Tensor:
-    """The permutation matrix nearest to `matrix`, as an index vector (n,): the assignment of largest sum."""
-    perm = linear_assignment(matrix.double().cpu(), maximize=True).perm
+    """The permutation matrix nearest to `matrix`, the assignment of largest sum: an index vector (n,) on the host."""
+    return _largest(matrix.double()).cpu()
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    perm = linear_assignment(matrix, maximize=True).perm
     assert isinstance(perm, Tensor)
     return perm
 
@@ -83,7 +87,7 @@ def decompose(matrix: Tensor, most: int = 11, threshold: float = 5e-4) -> Mixtur
         threshold: Smallest weight that is still taken.
 
     Returns:
-        The mixture, its weights scaled to sum to 1; at least the nearest permutation.
+        The mixture, on the host, its weights scaled to sum to 1; at least the nearest permutation.
 
     Source:
         Birkhoff 1946; Tatro et al. 2020 (arXiv 2009.02439), appendix: 11 permutations, threshold 5e-4.
@@ -92,19 +96,19 @@ def decompose(matrix: Tensor, most: int = 11, threshold: float = 5e-4) -> Mixtur
         >>> decompose(torch.tensor([[0.75, 0.25], [0.25, 0.75]])).weights
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    left = matrix.double().cpu().clone()
+    left = matrix.double().clone()
     perms, weights = [], []
     for _ in range(most):
         # An entry that is used up must not be taken while a permutation without it is left.
-        perm = nearest(torch.where(left > threshold, left, -float(len(left))))
+        perm = _largest(torch.where(left > threshold, left, -float(len(left))))
         entries = left.gather(1, perm.unsqueeze(1)).squeeze(1)
         weight = float(entries.min()) if len(entries) else 1.0
         if weight <= threshold:
             break
         perms.append(perm)
         weights.append(weight)
-        left.scatter_add_(1, perm.unsqueeze(1), torch.full((len(perm), 1), -weight, dtype=torch.float64))
+        left.scatter_add_(1, perm.unsqueeze(1), torch.full_like(left[:, :1], -weight))
     if not perms:
         perms, weights = [nearest(matrix)], [1.0]
     shares = torch.tensor(weights, dtype=torch.float64)
-    return Mixture(torch.stack(perms), shares / shares.sum())
+    return Mixture(torch.stack(perms).cpu(), shares / shares.sum())

@@ -43,17 +43,17 @@ class Blocks:
         return odd + even
 
     def along(self, perm: Tensor) -> tuple[Tensor, Tensor]:
-        """Odd and even similarity of matched units, shape (n,) each, when slot i takes unit `perm[i]`."""
+        """Odd and even similarity of matched units, shape (n,), float64, on the host: slot i takes unit `perm[i]`."""
         return _matched(self.odd, perm), _matched(self.even, perm)
 
 
 def _products(pairs: Pairs, block: int, others: Tensor) -> Tensor | None:
-    products = [a[block] @ b[others].mT for a, b in pairs]
+    products = [a[block] @ b[others.to(b.device)].mT for a, b in pairs]
     return torch.stack(products).sum(0) if products else None
 
 
 def _matched(pairs: Pairs, perm: Tensor) -> Tensor:
     found = torch.zeros(len(perm), dtype=torch.float64)
     for a, b in pairs:
-        found += (a.flatten(0, 1) * b.flatten(0, 1)[perm]).sum(1).double()
+        found += (a.flatten(0, 1) * b.flatten(0, 1)[perm.to(b.device)]).sum(1).double().cpu()
     return found

@@ -55,15 +55,16 @@ class Families:
         shifts = _shifts(objective.elements, outer)
         known = {g.name: objective.partial(g.name, family) for g in (outer, *inner)}
         coupled = _coupled(objective, family)
-        table = torch.zeros(outer.size, outer.size, dtype=torch.float64)
+        table = torch.zeros(outer.size, outer.size, dtype=torch.float64, device=objective.device)
         slots = torch.arange(outer.size)
         tried: list[dict[str, ScaledPermutation]] = []
         for shift in shifts:
             elements = self._contents(objective, outer, inner, shift, known, coupled)
-            table[slots, shift] = _slot_values(objective, outer, inner, elements, known, coupled)
+            values = _slot_values(objective, outer, inner, elements, known, coupled)
+            table[slots.to(table.device), shift.to(table.device)] = values
             tried.append(elements)
         own = known[outer.name]
-        gain = table if own is None else table + own.gain(self.free(outer))
+        gain = table if own is None else table + own.gain(self.free(outer)).to(table.device)
         perm, gap = by_blocks(gain, objective.elements, outer, self.backend)
         chosen = (torch.stack(shifts) == perm).long().argmax(0)
         proposal = {g.name: _picked([t[g.name] for t in tried], chosen, outer.size) for g in inner}
@@ -92,7 +93,7 @@ class Families:
         for _ in range(2 if coupled else 0):
             for group, terms in own:
                 _, place = _place(group, elements)
-                parts = [(bool(t.binding.side.power), objective.paired(t, elements, place).cpu()) for t in terms]
+                parts = [(bool(t.binding.side.power), objective.paired(t, elements, place)) for t in terms]
                 alone = paired[group.name]
                 both = summed([*(() if alone is None else alone.parts), *parts])
                 if both is not None:
@@ -126,7 +127,8 @@ def _paired(evidence: Evidence, group: Group, elements: dict[str, ScaledPermutat
 
 def _met(matrix: Tensor, blocks: int, outer: Tensor) -> Tensor:
     """The parts of (units, units) between each block of A and the block of B that comes there, (blocks, n, n)."""
-    return in_blocks(matrix, blocks)[torch.arange(blocks), outer].contiguous()
+    here = torch.arange(blocks, device=matrix.device)
+    return in_blocks(matrix, blocks)[here, outer.to(matrix.device)].contiguous()
 
 
 def _put(outer: Tensor, within: Tensor) -> Tensor:
@@ -173,21 +175,22 @@ def _slot_values(
     coupled: Sequence[Term],
 ) -> Tensor:
     """What each block contributes with its contents in place; a tensor that several groups share counts once."""
-    total = torch.zeros(outer.size, dtype=torch.float64)
+    total = torch.zeros(outer.size, dtype=torch.float64, device=objective.device)
     for group in inner:
         evidence = known[group.name]
         if evidence is None:
             continue
         element = elements[group.name]
-        matched = evidence.similarity.gather(1, element.perm.unsqueeze(1)).squeeze(1)
+        perm = element.perm.to(evidence.similarity.device).unsqueeze(1)
+        matched = evidence.similarity.gather(1, perm).squeeze(1)
         if element.scale is not None:
-            matched = matched * element.scale
+            matched = matched * element.scale.to(matched.device)
         if evidence.even is not None:
-            matched = matched + evidence.even.gather(1, element.perm.unsqueeze(1)).squeeze(1)
-        total += matched.reshape(outer.size, -1).sum(1)
+            matched = matched + evidence.even.gather(1, perm).squeeze(1)
+        total += matched.reshape(outer.size, -1).sum(1).to(total.device)
     accountants = {t.binding.tensor: t for t in coupled}
     for term in accountants.values():
-        total += objective.by_slot(term, elements).cpu().reshape(outer.size, -1).sum(1)
+        total += objective.by_slot(term, elements).to(total.device).reshape(outer.size, -1).sum(1)
     return total
 
 

@@ -214,7 +214,7 @@ class _Step:
             for name, table in tables.items():
                 own = evidence.get(name)
                 assert not isinstance(own, Blocks)
-                known[name] = Evidence(table if own is None else table + own.gain(False))
+                known[name] = Evidence(table if own is None else table.to(own.similarity.device) + own.gain(False))
             answers.append(self._assigned(known, False))
         return answers
 
@@ -258,8 +258,10 @@ class _Step:
                 _add(plainly, {n: flat(t) for n, t in nested.plain(*self.products.states).items()})
                 continue
             one, two = (in_blocks(m, group.structure.blocks) for m in self.products.both(group))
-            _add(gains, {top: gain_table(one, two, group.kind, self.descent.backend)})
-            _add(circuits, {top: circuit_table(one, two, group.kind) / self._circuit_size(group)})
+            _add(circuits, {top: circuit_table(one, two, group.kind).cpu() / self._circuit_size(group)})
+            if group.kind.mixes:  # singular values of all pairs of blocks
+                one, two = one.cpu(), two.cpu()
+            _add(gains, {top: gain_table(one, two, group.kind, self.descent.backend).cpu()})
         return [gains, circuits, plainly] if plainly else [gains, circuits]
 
     def _within(self, group: Group, order: Elements) -> Transform:

@@ -1,7 +1,8 @@
 """Blocks within mixed blocks: query heads that share a key and a value (grouped-query attention).
 
 Block k of A and block l of B are compared under one matrix T for the block, and each unit i of k with each unit j of l
-by its rows under that matrix: an assignment for every pair (k, l), then one of the blocks.
+by its rows under that matrix: an assignment for every pair (k, l), then one of the blocks. The products are made
+where the models are; what they say of matrices is worked out on the host (`pyalign.matching.products` says why).
 """
 
 from __future__ import annotations

@@ -53,6 +53,11 @@ class Objective:
         self.elements: dict[str, ScaledPermutation] = {}
         self.restart(elements)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; of a model on several devices, the first of them."""
+        return next((tensor.device for tensor in self.a.values()), torch.device("cpu"))
+
     def restart(self, elements: Elements) -> None:
         """Begin anew at other elements."""
         if self.elements and all(elements[name] is element for name, element in self.elements.items()):
@@ -116,7 +121,8 @@ class Objective:
 
     def error(self, group: str) -> float:
         """A bound on the error of a similarity of two units, as a fraction of the product of their norms."""
-        loose = [rounding(precision(self.a[t.binding.tensor]), t.features) for t in self.loose[group]]
+        tensors = ((self.a[term.binding.tensor], term.features) for term in self.loose[group])
+        loose = [rounding(precision(tensor), features, tensor.device) for tensor, features in tensors]
         return sum(loose) + sum(slices.error for slices in self.kept.get(group, {}).values())
 
     def depends(self, group: str) -> set[str]:
@@ -193,14 +199,14 @@ class Objective:
         if not self._signed:
             return self._moved_cosine(group)
         norms_a, norms_b = self.norms(group)
-        both = torch.zeros(len(norms_a), dtype=torch.float64)
+        both = torch.zeros(len(norms_a), dtype=torch.float64)  # vectors of a few numbers a unit come to the host
         if self._identity:
             for slices in self.kept.get(group, {}).values():
                 both += slices.aligned()
         else:
             element, kept = self.elements[group], self._evidence(group, [])
             norms_b = norms_b[element.perm]
-            both += 0.0 if kept is None else kept.by_slot(element)
+            both += 0.0 if kept is None else kept.by_slot(element).cpu()
         for term in self.loose[group]:  # their similarities would be whole products, of which this needs a diagonal
             both += self.by_slot(term, self.elements).cpu()
         norms = norms_a * norms_b
@@ -258,11 +264,15 @@ class Objective:
 
 
 def summed(parts: Iterable[tuple[bool, Tensor | None]]) -> Evidence | None:
-    """Evidence from similarities that change sign with a unit (True) and others; they are asked for one at a time."""
+    """Evidence from similarities that change sign with a unit (True) and others; they are asked for one at a time.
+
+    It lies where the first of them does: where the models are. (Of a model on several devices the others follow.)
+    """
     sums: dict[bool, Tensor] = {}
     for odd, matrix in parts:
         if matrix is not None:
-            sums[odd] = sums[odd] + matrix.cpu() if odd in sums else matrix.cpu()
+            matrix = matrix.to(next(iter(sums.values()), matrix).device)
+            sums[odd] = sums[odd] + matrix if odd in sums else matrix
         del matrix
     if not sums:
         return None

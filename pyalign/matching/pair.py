@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pyalign.matching.slices import CHUNK
+from pyalign.matching.slices import CHUNK, total_of
 from pyalign.symmetry import AxisBinding, Role, ScaledPermutation, SymmetrySpec, Transform
 from pyalign.symmetry.actions import act
 
@@ -71,12 +71,12 @@ class Pair:
 
     def size(self, name: str) -> float:
         """The squared norm of a tensor of A, summed in float64."""
-        return sum(float(x.double().square().sum()) for x in _pieces(self._read(0, name)))
+        return total_of([x.double().square().sum() for x in _pieces(self._read(0, name))])
 
     def cost(self, name: str, elements: Elements) -> float:
         """The squared distance of a tensor of A from that of B at the given elements, summed in float64."""
         a, b = self._read(0, name), self.moved(name, elements)
-        return sum(float((x.double() - y).square().sum()) for x, y in zip(_pieces(a), _pieces(b), strict=True))
+        return total_of([(x.double() - y).square().sum() for x, y in zip(_pieces(a), _pieces(b), strict=True)])
 
 
 def moved_by(elements: Elements, tensor: Tensor, bindings: tuple[AxisBinding, ...], power: int = 1) -> Tensor:

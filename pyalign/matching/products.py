@@ -1,14 +1,20 @@
-"""Products of the rows of A with those of B, summed over a group's tensors one after the other."""
+"""Products of the rows of A with those of B, summed over a group's tensors one after the other.
+
+Products and their sums are made, and assigned, where the models are. Only what speaks for matrices comes to the host,
+summed: these are group elements, which live there, and follow from many decompositions (singular values,
+eigenvectors) of small float64 matrices with a decision after each.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pyalign.matching.assign import Evidence, in_blocks
 from pyalign.matching.nearest import Grams
+from pyalign.matching.objective import summed
 from pyalign.matching.pair import Elements, Pair
 from pyalign.symmetry import AxisBinding, Group, Side, Wreath
 
@@ -31,43 +37,32 @@ class Products:
 
     def evidence(self, group: Group, mixing: Sequence[Group], apart: frozenset[str] = frozenset()) -> Evidence | None:
         """Similarity of units, without the entries that a mixing group within them compares, and without `apart`."""
-        odd = even = None
-        for b, one, two in self.pair.rows(group.name, self.elements, self._uncovered(group, mixing) - apart):
-            if self._covered(b, mixing):
-                continue
-            matrix = (one @ two.T).cpu()
-            if b.side.power:
-                odd = matrix if odd is None else odd + matrix
-            else:
-                even = matrix if even is None else even + matrix
-        if odd is None:
-            return None if even is None else Evidence(torch.zeros_like(even), even)
-        return Evidence(odd, even)
+        rows = self.pair.rows(group.name, self.elements, self._uncovered(group, mixing) - apart)
+        return summed((bool(b.side.power), one @ two.T) for b, one, two in rows if not self._covered(b, mixing))
 
     def both(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Rows of A times rows of B, produced and consumed, each (n, n), float64."""
+        """Rows of A times rows of B, produced and consumed, each (n, n), float64, where the models are."""
         if group.name not in self._both:
-            sums = [torch.zeros(group.size, group.size, dtype=torch.float64) for _ in range(2)]
-            for b, one, two in self._rows(group):
-                sums[_consumed(b)] += (one @ two.T).cpu()
-            self._both[group.name] = sums[0], sums[1]
+            shape = group.size, group.size
+            found = ((_consumed(b), one @ two.T) for b, one, two in self._rows(group))
+            self._both[group.name] = _two_sums(found, shape)
         return self._both[group.name]
 
     def own(self, group: Group) -> tuple[Tensor, Tensor]:
-        """Rows of each block of B times themselves, produced and consumed, each (blocks, d, d), float64."""
+        """Rows of each block of B times themselves, produced and consumed, each (blocks, d, d), float64, host."""
         if group.name not in self._own:
             blocks, width = _blocks(group), group.size // _blocks(group)
-            sums = [torch.zeros(blocks, width, width, dtype=torch.float64) for _ in range(2)]
-            for b, _, two in self._rows(group):
-                split = two.reshape(blocks, width, -1)
-                sums[_consumed(b)] += (split @ split.mT).cpu()
-            self._own[group.name] = sums[0], sums[1]
+            split = ((_consumed(b), two.reshape(blocks, width, -1)) for b, _, two in self._rows(group))
+            sums = _two_sums(((consumed, rows @ rows.mT) for consumed, rows in split), (blocks, width, width))
+            self._own[group.name] = sums[0].cpu(), sums[1].cpu()
         return self._own[group.name]
 
     def grams(self, group: Group) -> Grams:
         """What `nearest` needs when each block of A is compared with the same block of B."""
-        here = torch.arange(_blocks(group))
-        both = [in_blocks(m, len(here))[here, here] for m in self.both(group)]
+        blocks = _blocks(group)
+        both = [
+            in_blocks(m, blocks).diagonal(dim1=0, dim2=1).movedim(-1, 0).contiguous().cpu() for m in self.both(group)
+        ]
         return Grams(both[0], both[1], *self.own(group))
 
     @property
@@ -85,8 +80,7 @@ class Products:
         sums = torch.zeros(4, group.size, dtype=torch.float64)
         for b, one, two in self._rows(group):
             two = two.index_select(0, perm.to(two.device))
-            sums[_consumed(b)] += (one * two).sum(1).cpu()
-            sums[2 + _consumed(b)] += two.square().sum(1).cpu()
+            sums[_consumed(b) :: 2] += torch.stack([(one * two).sum(1), two.square().sum(1)]).cpu()
         return Grams(*sums[:, :, None, None])
 
     def sizes(self, group: Group) -> Tensor:
@@ -95,12 +89,9 @@ class Products:
         \(\min_s \tfrac12 (a^2 / s + s b^2 + s a'^2 + b'^2 / s) = \sqrt{(a^2 + b'^2) (b^2 + a'^2)}\), with the norms of
         what produces (a, b) and consumes (a', b') them: their products are never larger.
         """
-        sums = torch.zeros(2, 2, group.size, dtype=torch.float64)
-        for binding, one, two in self._rows(group):
-            consumed = _consumed(binding)
-            sums[0, consumed] += one.square().sum(1).cpu()
-            sums[1, consumed] += two.square().sum(1).cpu()
-        a, b = sums.float()
+        rows = ((_consumed(b), torch.stack([x.square().sum(1) for x in sides])) for b, *sides in self._rows(group))
+        produced, consumed = (sums.float() for sums in _two_sums(rows, (2, group.size)))
+        a, b = torch.stack([produced, consumed], 1)
         return torch.as_tensor((a[0][:, None] + b[1]).mul_(a[1][:, None] + b[0]).sqrt_())
 
     def _rows(self, group: Group) -> Iterator[tuple[AxisBinding, Tensor, Tensor]]:
@@ -140,6 +131,16 @@ class _Side(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._products.names)
+
+
+def _two_sums(parts: Iterable[tuple[int, Tensor]], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Sums of what is produced (0) and consumed (1), float64, where the first part is; zeros where there is none."""
+    sums: list[Tensor] = []
+    for which, part in parts:
+        sums = sums or [torch.zeros(shape, dtype=torch.float64, device=part.device) for _ in range(2)]
+        sums[which] += part.to(sums[which].device)
+    sums = sums or [torch.zeros(shape, dtype=torch.float64) for _ in range(2)]
+    return sums[0], sums[1]
 
 
 def _blocks(group: Group) -> int:

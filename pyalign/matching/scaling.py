@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pyalign.matching.slices import total_of
+from pyalign.statistics.home import home
 from pyalign.symmetry import AxisBinding, Group, Role, ScaledPermutation, SymmetrySpec
 from pyalign.symmetry.actions import act
 
@@ -56,6 +58,8 @@ def halfway(
 class _Energies:
     """Squares of the weights of both models, summed over all axes without units, as the factors found so far move them.
 
+    They live on the device of the weights, or on the host where they would not fit beside these.
+
     Args:
         spec: The symmetry.
         a: Weights of model A by name.
@@ -73,6 +77,9 @@ class _Energies:
         self.groups = {name: group for name, group in spec.groups.items() if group.kind.scales}
         self.bindings = {name: [b for b in spec.of(name) if _counts(b)] for name in self.groups}
         self.factors = {name: torch.ones(group.size, dtype=torch.float64) for name, group in self.groups.items()}
+        moved = dict.fromkeys(binding.tensor for own in self.bindings.values() for binding in own)
+        size = sum(2 * 8 * a[name].numel() for name in moved)
+        self._home = next((home(a[name].device, size) for name in moved), torch.device("cpu"))
         self.a: dict[str, Tensor] = {}
         self.b: dict[str, Tensor] = {}
         self.rest = 0.0  # of the tensors that no factor touches
@@ -81,16 +88,16 @@ class _Energies:
             if not here:
                 self.rest += sum(float(_energy(state[name], [])) for state in (a, b))
                 continue
-            self.a[name] = _energy(a[name], here)
+            self.a[name] = _energy(a[name], here).to(self._home)
             if any(binding.blocks > 1 for binding in spec.on(name)):  # fibres move with the rows of their blocks
-                self.b[name] = _energy(act(b[name], spec.on(name), elements), here)
+                self.b[name] = _energy(act(b[name], spec.on(name), elements), here).to(self._home)
             else:
-                self.b[name] = act(_energy(b[name], here), here, elements, 2)
+                self.b[name] = act(_energy(b[name], here).to(self._home), here, elements, 2)
 
     @property
     def total(self) -> float:
         """The sum of all squares, those of A over the factors and those of B times them."""
-        return self.rest + sum(float(t.sum()) for side in (self.a, self.b) for t in side.values())
+        return self.rest + total_of([t.sum() for side in (self.a, self.b) for t in side.values()])
 
     def descend(self, products: float, enough: float) -> bool:
         """Set the factors of one group after the other until none changes; whether the distance fell below `enough`.
@@ -107,14 +114,14 @@ class _Energies:
 
     def _step(self, group: Group) -> float:
         """The best factors of a group, the others held still; how far the logarithm of any of them moved."""
-        above, below = torch.zeros(2, group.size, dtype=torch.float64)
+        above, below = torch.zeros(2, group.size, dtype=torch.float64, device=self._home)
         bindings = self.bindings[group.name]
         for binding in bindings:
             of_a, of_b = (binding.totals(side[binding.tensor]) for side in (self.a, self.b))
             above += of_a if binding.side.power > 0 else of_b
             below += of_b if binding.side.power > 0 else of_a
         twice = len({binding.tensor for binding in bindings}) < len(bindings)  # then both sides move with its factors
-        rise = torch.where((above > 0) & (below > 0), (above / below).log(), 0.0) / (4 if twice else 2)
+        rise = torch.where((above > 0) & (below > 0), (above / below).log(), 0.0).cpu() / (4 if twice else 2)
         step = {group.name: ScaledPermutation(torch.arange(group.size), rise.exp())}
         for name in {binding.tensor: None for binding in bindings}:
             here = [binding for binding in bindings if binding.tensor == name]
@@ -133,7 +140,7 @@ def _energy(tensor: Tensor, bindings: list[AxisBinding]) -> Tensor:
     needed = {binding.axis for binding in bindings} | ({0} if any(b.blocks > 1 for b in bindings) else set())
     others = [axis for axis in range(tensor.dim()) if axis not in needed]
     squares = tensor.square() if tensor.dtype.itemsize >= 4 else tensor.float().square()
-    return squares.sum(others, keepdim=True, dtype=torch.float64).cpu() if others else squares.double().cpu()
+    return squares.sum(others, keepdim=True, dtype=torch.float64) if others else squares.double()
 
 
 def _scaled(element: ScaledPermutation, factors: Tensor | None) -> ScaledPermutation:

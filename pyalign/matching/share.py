@@ -137,7 +137,7 @@ def _round(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Silent slots, the unit that each takes a share of, and the share: at most one slot for every unit."""
     read, written = _products(spec, group, a, b, Side.COVARIANT), _products(spec, group, a, b, None)
-    empty, units = silent.nonzero()[:, 0], (~silent).nonzero()[:, 0]
+    empty, units = (which.nonzero()[:, 0].to(read[0].device) for which in (silent, ~silent))
     cross, own = read[0][empty][:, units], read[0].diagonal()[units]
     size = read[1][units].clamp(min=1e-300)
     shares = ((cross - own + size) / (2 * size)).clamp(0.0, 1.0)
@@ -151,19 +151,21 @@ def _round(
     share = shares[chosen, perm[chosen]]
     good = (best > 0) & (share > 0) & (share < 1)
     chosen = chosen[good]
-    return empty[chosen], units[perm[chosen]], share[good]
+    return empty[chosen].cpu(), units[perm[chosen]].cpu(), share[good].cpu()
 
 
 def _products(
     spec: SymmetrySpec, group: Group, a: Mapping[str, Tensor], b: Mapping[str, Tensor], side: Side | None
 ) -> tuple[Tensor, Tensor]:
     """Slots of A times units of B (n, n), squares of the units (n,): of what they read, or (None) of all the rest."""
-    table, squares = torch.zeros(group.size, group.size).double(), torch.zeros(group.size).double()
+    device = b[spec.of(group.name)[0].tensor].device
+    table = torch.zeros(group.size, group.size, dtype=torch.float64, device=device)
+    squares = torch.zeros(group.size, dtype=torch.float64, device=device)
     for binding in spec.of(group.name):
         if binding.tensor in a and (binding.side is side or (side is None and binding.side is not Side.COVARIANT)):
             rows = binding.unfold(b[binding.tensor])
-            table += (binding.unfold(a[binding.tensor]) @ rows.T).cpu()
-            squares += rows.square().sum(1).cpu()
+            table += binding.unfold(a[binding.tensor]) @ rows.T
+            squares += rows.square().sum(1)
     return table, squares
 
 

@@ -30,7 +30,7 @@ def signature_similarity(objective: Objective, group: Group, terms: Sequence[Ter
         terms: Those of its terms that are compared.
 
     Returns:
-        Shape (n, n), float32 or float64, on the CPU, or None without terms.
+        Shape (n, n), float32 or float64, where the weights are, or None without terms.
     """
     total: Tensor | None = None
     for term in terms:
@@ -39,7 +39,7 @@ def signature_similarity(objective: Objective, group: Group, terms: Sequence[Ter
         # What all units have in common decides nothing, but would make the assignment a long one.
         one, two = (side - side.mean(0) for side in rows)
         total = one @ two.T if total is None else total.addmm_(one.to(total), two.to(total).T)
-    return None if total is None else total.cpu()
+    return total
 
 
 def _signature(spec: SymmetrySpec, binding: AxisBinding, tensor: Tensor) -> Tensor:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyalign.engine.cuda import tf32_allowed
 from pyalign.engine.permuted_lerp import permuted_dots
 from pyalign.matching.layout import Array, Rows
 from pyalign.symmetry import ScaledPermutation
 
-__all__ = ["Slices", "changed", "inner", "precision", "rounding"]
+__all__ = ["Slices", "changed", "inner", "precision", "rounding", "total_of"]
 
 CHUNK = 1 << 18  # entries that are multiplied in float64 at once
+TF32_EPS = 2.0**-10  # ten bits after the point
 
 Elements = Mapping[str, ScaledPermutation]
 
@@ -26,13 +28,14 @@ def precision(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def rounding(dtype: torch.dtype, terms: float) -> float:
+def rounding(dtype: torch.dtype, terms: float, device: torch.device) -> float:
     r"""A bound on the error of an inner product of so many terms, as a fraction of \(\|a\| \|b\|\).
 
     \(\lambda \sqrt{n} u\) with \(\lambda = 8\), which rounding errors of mean zero exceed once in \(10^{13}\) products
-    [higham2019new].
+    [higham2019new]. Where torch's flag allows TF32 on a GPU, products of float32 have its precision.
     """
-    return 4.0 * float(torch.finfo(dtype).eps) * math.sqrt(terms)
+    short = device.type == "cuda" and dtype == torch.float32 and tf32_allowed()
+    return 4.0 * (TF32_EPS if short else float(torch.finfo(dtype).eps)) * math.sqrt(terms)
 
 
 def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
@@ -46,12 +49,21 @@ def changed(before: ScaledPermutation, after: ScaledPermutation) -> Array:
 
 def inner(one: Tensor, two: Tensor, factor: Tensor | None = None) -> float:
     """The inner product of two matrices in float64, the columns times factors, few rows at a time."""
-    total, step = 0.0, max(1, CHUNK // max(1, one.shape[1]))
+    parts, step = [], max(1, CHUNK // max(1, one.shape[1]))
+    factor = None if factor is None else factor.to(one.device)
     for x, y in zip(one.split(step), two.split(step), strict=True):
         if factor is None:
-            total += float(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
+            parts.append(torch.dot(x.double().reshape(-1), y.double().reshape(-1)))
         else:
-            total += float(torch.dot((x.double() * y.double()).sum(0).cpu(), factor))
+            parts.append(torch.dot((x.double() * y.double()).sum(0), factor))
+    return total_of(parts)
+
+
+def total_of(numbers: Sequence[Tensor]) -> float:
+    """The sum of single float64 numbers of one device, one after the other; they come to the host together."""
+    total = 0.0
+    for number in torch.stack(list(numbers)).cpu().tolist() if len(numbers) > 1 else map(float, numbers):
+        total += number
     return total
 
 
@@ -81,7 +93,7 @@ class Slices:
     @property
     def error(self) -> float:
         """A bound on the error of the present similarity, as a fraction of the norms of the two units."""
-        return rounding(self._a.dtype, self._terms)
+        return rounding(self._a.dtype, self._terms, self._a.device)
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """Sums of squares of each unit in A and in B, shapes (n,), float64."""
@@ -207,7 +219,7 @@ def _laid_out(rows: Rows, state: Mapping[str, Tensor], dtype: torch.dtype) -> Te
     tensors = [state[part.binding.tensor] for part in rows.parts]
     out = torch.empty(sum(rows.lengths), rows.size, dtype=dtype, device=tensors[0].device)
     if rows.vectors:
-        out[: rows.vectors] = torch.stack(tensors[: rows.vectors])
+        out[: rows.vectors] = torch.stack([tensor.to(out.device) for tensor in tensors[: rows.vectors]])
     at = rows.vectors
     for part, tensor in zip(rows.parts[at:], tensors[at:], strict=True):
         into = out[at : at + part.features]

@@ -157,9 +157,9 @@ def _positions(points: int, t: Sequence[float] | None) -> tuple[float, ...]:
 
 
 def _means(correlation: Tensor) -> tuple[float, float]:
-    best = linear_assignment(correlation.cpu(), maximize=True).perm
+    best = linear_assignment(correlation, maximize=True).perm
     assert isinstance(best, Tensor)
-    matched = correlation.cpu().gather(1, best.unsqueeze(1))
+    matched = correlation.gather(1, best.unsqueeze(1))
     return float(correlation.diagonal().mean()), float(matched.mean())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 
 import pytest
 import torch
@@ -122,6 +124,14 @@ def test_importing_wakes_no_driver():
         assert "libcuda.so" not in mapped and "libcudart" not in mapped
     """
     run_script(script)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="how symbols are hidden differs from system to system")
+def test_the_runtime_stays_inside():
+    """Torch brings a CUDA runtime of its own, which must not be taken for the one linked into the module."""
+    library = ctypes.CDLL(_cuda.__file__)
+    assert library.PyInit__cuda
+    assert not any(hasattr(library, name) for name in ("cudaMalloc", "cudaLaunchKernel", "__cudaRegisterFunction"))
 
 
 def test_too_old_a_device_is_refused_and_auto_goes_on(monkeypatch):

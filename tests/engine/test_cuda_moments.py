@@ -53,6 +53,23 @@ def test_the_order_of_threads_changes_nothing(layout, dtype, generator):
     assert all(torch.equal(a, b) for a, b in zip(one.tensors, two.tensors, strict=True))
 
 
+def shifted(tensor, offset):
+    """The same tensor so many entries behind the beginning of its memory."""
+    return tensor.new_empty(offset + tensor.numel())[offset:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("layout", ["nchw, whole vectors", "nhwc, whole vectors"])
+def test_streams_that_begin_anywhere(layout, dtype, offset, generator):
+    """Four entries are read at once only where their address allows it; the host refuses what a device would."""
+    shape_x, shape_y, axis = MORE[layout]
+    x, y = random(shape_x, generator, dtype, 0.5), random(shape_y, generator, dtype, -2.0)
+    want = emulated_moments(x, y, axis, full=True)
+    got = emulated_moments(shifted(x, offset), shifted(y, offset), axis, full=True)
+    assert all(torch.equal(a, b) for a, b in zip(got.tensors, want.tensors, strict=True))
+
+
 @pytest.mark.parametrize("device", [H200, ADA], ids=["second sums", "no room for second sums"])
 @pytest.mark.parametrize("most", [0, 1], ids=["one launch", "a launch per slice"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from engine.helpers_engine import run_script
+from helpers_elsewhere import Elsewhere, elsewhere
 
 from pyalign import errors
-from pyalign.engine import backends, build, cross_moments, dispatch, linear_assignment, permuted_lerp
+from pyalign.engine import backends, build, cpu, cross_moments, dispatch, linear_assignment, permuted_lerp
 
 X = torch.rand(6, 4)
 CALLS = {
@@ -43,6 +45,30 @@ def test_auto_takes_the_first_without_reasons(operation):
     assert dispatch.choose(operation, "auto", [X]) == "cpu"
     meta = torch.empty(3, 3, device="meta")
     assert dispatch.choose(operation, "auto", [meta]) == "reference"
+
+
+def test_costs_of_a_device_without_a_solver_go_to_the_compiled_one(monkeypatch):
+    listed = {i.name: i for i in dispatch.OPERATIONS["linear_assignment"]}
+    there = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32)
+    able = dataclasses.replace(listed["cuda"], missing="", refusals=lambda tensors: ["compute capability 7.5"])
+    monkeypatch.setattr(dispatch, "OPERATIONS", {"linear_assignment": (able, listed["cpu"], listed["reference"])})
+    assert dispatch.choose("linear_assignment", "auto", [there]) == "cpu"
+    able = dataclasses.replace(able, refusals=lambda tensors: [])
+    monkeypatch.setattr(dispatch, "OPERATIONS", {"linear_assignment": (able, listed["cpu"], listed["reference"])})
+    assert dispatch.choose("linear_assignment", "auto", [there]) == "cuda"
+
+
+def test_answers_for_costs_of_a_device_are_on_that_device():
+    costs = [torch.rand(5, 7), torch.rand(3, 4, 4)]
+    want = cpu.linear_assignment(costs, True, [])
+    with elsewhere() as to_host:
+        got = cpu.linear_assignment([Elsewhere(cost) for cost in costs], True, [])
+        again = cpu.linear_assignment([Elsewhere(cost) for cost in costs], True, [(a[1], a[2], a[0]) for a in got])
+    assert all(isinstance(field, Elsewhere) for answer in (*got, *again) for field in answer)
+    for answer, other, expected in zip(got, again, want, strict=True):
+        assert all(torch.equal(x.host, y) for x, y in zip(answer, expected, strict=True))
+        assert torch.equal(other[0].host, expected[0])
+    assert {35, 48} <= set(to_host)
 
 
 @pytest.mark.parametrize("operation", CALLS)

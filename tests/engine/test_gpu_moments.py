@@ -43,6 +43,17 @@ def test_agrees_with_float64_at_size(shapes, dtype, full):
     check_moments(record, truth(x, y, axis), 1e-12 if dtype == torch.float64 else 1e-6)
 
 
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shapes", ["nchw", "batch, time, units"])
+def test_streams_that_begin_anywhere(shapes, dtype, offset):
+    (shape, _, axis), memory = SHAPES[shapes], torch.empty(offset, dtype=dtype, device="cuda")
+    x = on_device(shape, dtype, 0.5)
+    moved = torch.cat([memory, x.flatten()])[offset:].view(shape)
+    one, two = (cross_moments(z, z, axis=axis) for z in (x, moved))
+    assert all(torch.equal(a, b) for a, b in zip(one.tensors, two.tensors, strict=True))
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_the_same_call_gives_the_same_bits(dtype):
     x = on_device((40_000, 300), dtype, 1.0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine.helpers_engine import run_script
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyalign import errors
 from pyalign.engine import dispatch, triton
@@ -156,6 +157,21 @@ def test_refuses_memory_that_is_written_twice():
             triton._check_written(out)
     for out in (torch.zeros(2, 3).T, torch.zeros(4, 1, 3).expand(4, 1, 3), torch.zeros(0), torch.zeros(())):
         triton._check_written(out)
+
+
+def test_indices_are_written_before_the_device_is_waited_for(monkeypatch):
+    """A later call may read them on another stream, which waits for nothing else."""
+    perm, queued = torch.tensor([2, 0, 1]), []
+
+    class Queue(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            queued.append(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Queue():
+        triton._indices([[perm]])
+    assert "_to_copy" in queued and "_local_scalar_dense" not in queued[: queued.index("_to_copy")], queued
+    assert {"_local_scalar_dense", "is_nonzero"} & set(queued[queued.index("_to_copy") :]), queued
 
 
 def test_indices_are_checked_once_and_again_after_a_change():

@@ -8,7 +8,7 @@ from symmetry.architectures import ARCHITECTURES
 from torch import nn
 
 import pyalign
-from pyalign.matching import layout
+from pyalign.matching import layout, slices
 from pyalign.matching.objective import Objective
 from pyalign.symmetry import Kind, ScaledPermutation, state_of
 from pyalign.symmetry.actions import act
@@ -156,3 +156,13 @@ def test_cosines_of_moved_units_in_every_architecture(name):
 def plain_rows(objective, term):
     moved = act(objective.b[term.binding.tensor], objective.on[term.binding.tensor], objective.elements)
     return term.binding.unfold(moved).double()
+
+
+def test_the_bound_knows_the_precision_of_products_on_a_gpu(monkeypatch):
+    """Torch's flag for TF32 changes float32 products on a GPU alone: their rounding is then 2^13 times as large."""
+    gpu, host = torch.device("cuda"), torch.device("cpu")
+    kinds = [(torch.float32, gpu), (torch.float64, gpu), (torch.float32, host)]
+    for allowed, ratio in ((False, 1.0), (True, 2.0**13)):
+        monkeypatch.setattr(slices, "tf32_allowed", lambda allowed=allowed: allowed)
+        found = [slices.rounding(dtype, 100, device) for dtype, device in kinds]
+        assert found == [40 * 2.0**-23 * ratio, 40 * 2.0**-52, 40 * 2.0**-23]
