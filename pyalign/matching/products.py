@@ -95,13 +95,23 @@ class Products:
         \(\min_s \tfrac12 (a^2 / s + s b^2 + s a'^2 + b'^2 / s) = \sqrt{(a^2 + b'^2) (b^2 + a'^2)}\), with the norms of
         what produces (a, b) and consumes (a', b') them: their products are never larger.
         """
+        a, b = (squares.float() for squares in self._squares(group))
+        return torch.as_tensor((a[0][:, None] + b[1]).mul_(a[1][:, None] + b[0]).sqrt_())
+
+    def balance(self, group: Group, perm: Tensor) -> Tensor:
+        r"""The factors at which `sizes` is reached if unit i of A is matched with unit perm[i] of B, shape (n,)."""
+        a, b = self._squares(group)
+        falls, rises = a[0] + b[1][perm], a[1] + b[0][perm]
+        return torch.where((falls > 0) & (rises > 0), (falls / rises).sqrt(), 1.0)
+
+    def _squares(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Squared norms of what produces and consumes each unit of A, and the same of B, each (2, n), float64."""
         sums = torch.zeros(2, 2, group.size, dtype=torch.float64)
         for binding, one, two in self._rows(group):
             consumed = _consumed(binding)
             sums[0, consumed] += one.square().sum(1).cpu()
             sums[1, consumed] += two.square().sum(1).cpu()
-        a, b = sums.float()
-        return torch.as_tensor((a[0][:, None] + b[1]).mul_(a[1][:, None] + b[0]).sqrt_())
+        return sums[0], sums[1]
 
     def _rows(self, group: Group) -> Iterator[tuple[AxisBinding, Tensor, Tensor]]:
         rows = self.pair.rows(group.name, self.elements, self.only, precise=True)

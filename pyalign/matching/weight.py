@@ -130,7 +130,7 @@ class WeightMatching:
                 descent.run(self.sweeps, generator, bar)
             return descent.elements
 
-        return dict(rematched(spec, objective.a, objective.b, elements, products, search))
+        return dict(rematched(spec, objective.a, objective.b, elements, products, search, self.signs))
 
     def _match_classes(self, problem: Problem) -> Alignment:
         return match_classes(
