@@ -1,4 +1,4 @@
-r"""A Newton step of all factors together, in their logarithms (Nocedal and Wright 2006, algorithm 7.1).
+r"""A Newton step of all factors together, in their logarithms (algorithm 7.1 of [nocedal2006numerical]).
 
 With \(x\) the logarithms of the factors and \(s\) their sums on the entries, \(\sum a e^{-s} + b e^{s}\) has the
 gradient \(b - a\) and the curvature \(a + b\) on the entries. Conjugate gradients solve for the step: only products
@@ -76,7 +76,7 @@ def newton_step(logarithms: Logarithms, a: Entries, b: Entries) -> Vectors:
         The steps by group, shapes (units,), float64, of at most 3; zeros where none leads down.
 
     Source:
-        Nocedal and Wright 2006, Numerical Optimization, algorithm 7.1 (line search Newton-CG).
+        [nocedal2006numerical], algorithm 7.1 (line search Newton-CG).
     """
     gradient = logarithms.by_unit({name: b[name] - a[name] for name in a})
     step = _solved(logarithms, {name: a[name] + b[name] for name in a}, gradient)
