@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from pyalign.matching.assign import Evidence, assign_groups, children_of
+from pyalign.matching.assign import Evidence, children_of, signs_of
+from pyalign.matching.families import by_blocks
 from pyalign.matching.pair import Pair
 from pyalign.matching.products import Products
 from pyalign.matching.scaling import halfway
-from pyalign.symmetry import Flat, Role, ScaledPermutation, SymmetrySpec
+from pyalign.symmetry import Group, Role, ScaledPermutation, SymmetrySpec, Wreath
 from pyalign.symmetry.actions import act
 
 __all__ = ["rematched"]
@@ -79,21 +80,27 @@ def _by_pairs(spec: SymmetrySpec, a: State, b: State, elements: Elements, signs:
     """Permutations and signs by what pairs of units cost under the best factor of each, one group after the other."""
     pair, found, outer = Pair(spec, a, b), dict(elements), children_of(spec.groups)
     for name, group in spec.groups.items():
-        if not group.kind.scales or not isinstance(group.structure, Flat) or name in outer:
+        if not group.kind.scales or name in outer:
             continue
         products = Products(pair, found)
         evidence = products.evidence(group, [])
         if evidence is None:
             continue
         missing = products.sizes(group).neg_()
-        even = missing if evidence.even is None else missing.add_(evidence.even)
-        move = assign_groups([group], {name: Evidence(evidence.similarity, even)}, signs).elements[name]
-        if not torch.equal(move.perm, torch.arange(group.size)):
-            factor = products.balance(group, move.perm)
-            found[name] = (
-                ScaledPermutation(move.perm, factor if move.scale is None else factor * move.scale) @ found[name]
-            )
+        known = Evidence(evidence.similarity, missing if evidence.even is None else missing.add_(evidence.even))
+        perm = _assigned(group, known.gain(signs and group.kind.signs))
+        if not torch.equal(perm, torch.arange(group.size)):
+            turned = signs_of(known.similarity, perm, signs and group.kind.signs)
+            factor = products.balance(group, perm) * (1.0 if turned is None else turned)
+            found[name] = ScaledPermutation(perm, factor) @ found[name]
     return {name: ScaledPermutation(e.perm, None if e.scale is None else e.scale.sign()) for name, e in found.items()}
+
+
+def _assigned(group: Group, gain: Tensor) -> Tensor:
+    """The best permutation of a group, within the blocks as they stand where it lies in any."""
+    structure = group.structure
+    standing = isinstance(structure, Wreath) and {structure.outer: ScaledPermutation.identity(structure.blocks)}
+    return by_blocks(gain, standing or {}, group, "auto")[0]
 
 
 def _by_unit(elements: Elements) -> dict[str, ScaledPermutation]:

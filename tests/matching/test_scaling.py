@@ -178,11 +178,24 @@ class Head(nn.Module):
         return torch.as_tensor(self.out(self.norm(nn.functional.gelu(self.fc(x)))))
 
 
+class Blocks(nn.Module):
+    """The same where units stay in the block of a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 300, 1, groups=2)
+        self.norm, self.out = nn.BatchNorm1d(300), nn.Conv1d(300, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.out(torch.relu(self.norm(self.fc(torch.tanh(self.first(x.view(-1, 3, 8))))))))
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_units_whose_factors_fit_a_wrong_partner_are_matched_again(seed: int) -> None:
+@pytest.mark.parametrize("build", [Head, Blocks])
+def test_units_whose_factors_fit_a_wrong_partner_are_matched_again(build: type[Head | Blocks], seed: int) -> None:
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        model = Head().double()
+        model = build().double().eval()
         with torch.no_grad():
             for parameter in (model.fc.weight, model.out.weight):
                 parameter.mul_(0.1)
