@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
+from pyalign.matching.crossed import crossed_groups
 from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
 from pyalign.statistics.choices import expert_counts, selected_experts
@@ -18,7 +19,7 @@ from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
 from pyalign.statistics.sites import SITES
-from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec, state_of
+from pyalign.symmetry import Alignment, ScaledPermutation, Site, SymmetrySpec, state_of
 from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
@@ -32,7 +33,9 @@ class ActivationMatching:
 
     Per group \(\max_P \sum_{\text{sites}} \langle P, C \rangle\), C the correlation of the units of A with those of
     B. Groups are independent of each other, so one pass over the data and one linear assignment per group are the
-    exact optimum; groups in blocks are matched by a table of assignments. Units that are dead (constant) in A or B are
+    exact optimum; groups in blocks are matched by a table of assignments. Only groups that are nowhere seen but beside
+    units of others (the hidden units of an MLP over tokens, one for every channel) take a second pass over the data, in
+    which B is moved by the answer for all others. Units that are dead (constant) in A or B are
     matched among themselves, after all others. Scales are left at 1.
 
     Args:
@@ -81,17 +84,11 @@ class ActivationMatching:
                 do="pass data=, or align by weights: method='weight'",
             )
         began = time.perf_counter()
-        seen = collect(
-            problem.model_a,
-            problem.model_b,
-            problem.spec,
-            problem.data,
-            observe=self.observe,
-            sites=self.sites,
-            mask=self.mask,
-            progress=problem.progress,
-            backend=self.backend,
-        )
+        crossed = crossed_groups(problem.spec)
+        late = frozenset() if isinstance(problem.data, Iterator) else crossed
+        seen = self._collected(problem, problem.model_b, lambda group: group not in late)
+        if late:
+            seen |= self._collected(problem, self._moved(problem, seen, late), lambda group: group in late)
         collected = time.perf_counter()
         by_group: dict[str, list[Moments]] = {}
         for site, moments in seen.items():
@@ -123,9 +120,37 @@ class ActivationMatching:
             correlation_after=after,
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
-            notes=(*_notes(spec, evidence, solution, hidden), *idle),
+            notes=(*_notes(spec, evidence, solution, hidden), *idle, *_early(crossed - late)),
         )
         return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
+
+    def _collected(self, problem: Problem, model_b: nn.Module, of: Callable[[str], bool]) -> dict[Site, Moments]:
+        """The moments at the sites of some groups, with B as it is given."""
+        assert problem.data is not None
+        return collect(
+            problem.model_a,
+            model_b,
+            replace(problem.spec, sites=tuple(site for site in problem.spec.sites if of(site.group))),
+            problem.data,
+            observe=self.observe,
+            sites=self.sites,
+            mask=self.mask,
+            progress=problem.progress,
+            backend=self.backend,
+        )
+
+    def _moved(self, problem: Problem, seen: Mapping[Site, Moments], late: Collection[str]) -> nn.Module:
+        """Model B moved by the best elements of all groups but the late ones."""
+        by_group: dict[str, list[Moments]] = {}
+        for site, moments in seen.items():
+            by_group.setdefault(site.group, []).append(moments)
+        evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
+        groups = [group for group in reordered(problem.spec) if group.name not in late]
+        elements = (
+            problem.spec.identity().reorderings | assign_groups(groups, evidence, self.signs, self.backend).elements
+        )
+        moved: nn.Module = Alignment(problem.spec, completed(problem.spec, elements)).apply(problem.model_b)
+        return moved
 
     def _evidence(self, moments: list[Moments]) -> Evidence:
         """What all sites say together, where their moments are; on the host if some are there."""
@@ -145,6 +170,12 @@ class ActivationMatching:
         if self.similarity == "correlation":
             return moments.correlation()
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
+
+
+def _early(groups: Collection[str]) -> list[str]:
+    """What to know of groups that were matched before the units beside which they are seen."""
+    shown = ", ".join(repr(name) for name in sorted(groups)[:5]) + (", ..." if len(groups) > 5 else "")
+    return [f"matched beside units in another order, since the data can be read only once: {shown}"] if groups else []
 
 
 def _never_chosen(problem: Problem, evidence: Mapping[str, Evidence]) -> list[str]:
