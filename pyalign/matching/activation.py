@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
-from pyalign.matching.crossed import crossed_evidence
+from pyalign.matching.crossed import crossed_groups
+from pyalign.matching.entries import evidence_by_entries
 from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
 from pyalign.statistics.choices import expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
-from pyalign.statistics.sites import SITES, crossed_sites
-from pyalign.symmetry import Alignment, ScaledPermutation, SymmetrySpec, state_of
+from pyalign.statistics.sites import SITES, shared_sites
+from pyalign.symmetry import Alignment, Group, ScaledPermutation, Site, SymmetrySpec, state_of
 from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
+
+Shared = Mapping[str, tuple[Site, Site]]
 
 SIMILARITIES = ("correlation", "covariance", "second moment")
 
@@ -33,7 +36,9 @@ class ActivationMatching:
 
     Per group \(\max_P \sum_{\text{sites}} \langle P, C \rangle\), C the correlation of the units of A with those of
     B. Groups are independent of each other, so one pass over the data and one linear assignment per group are the
-    exact optimum; groups in blocks are matched by a table of assignments. Units that are dead (constant) in A or B are
+    exact optimum; groups in blocks are matched by a table of assignments. Only groups that are nowhere seen but beside
+    units of others (the hidden units of an MLP over tokens, one for every channel) take a second pass over the data, in
+    which B is moved by the answer for all others. Units that are dead (constant) in A or B are
     matched among themselves, after all others. Scales are left at 1.
 
     Args:
@@ -81,33 +86,18 @@ class ActivationMatching:
                 expected="an iterable of batches",
                 do="pass data=, or align by weights: method='weight'",
             )
-        began, crossed = time.perf_counter(), crossed_sites(problem.spec)
-        seen = collect(
-            problem.model_a,
-            problem.model_b,
-            problem.spec,
-            problem.data,
-            observe=self.observe,
-            sites=self.sites,
-            mask=self.mask,
-            also=[entries for entries, _ in crossed.values()],
-            progress=problem.progress,
-            backend=self.backend,
-        )
+        began, spec = time.perf_counter(), problem.spec
+        crossed, shared = crossed_groups(spec), shared_sites(spec)
+        late = frozenset() if isinstance(problem.data, Iterator) else crossed
+        seen = self._collected(problem, problem.model_b, lambda group: group not in late, shared)
+        if late:
+            moved = self._moved(problem, seen, late, shared)
+            seen |= self._collected(problem, moved, lambda group: group in late, shared)
         collected = time.perf_counter()
-        by_group: dict[str, list[Moments]] = {}
-        for site, moments in seen.items():
-            if site.group not in crossed:
-                by_group.setdefault(site.group, []).append(moments)
-        spec = problem.spec
+        by_group = _by_group(seen, shared)
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
         idle = _never_chosen(problem, evidence)
-        solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
-        if crossed:
-            for name, (entries, other) in ((n, pair) for n, pair in crossed.items() if pair[0] in seen):
-                order, size = solution.elements[other.group], spec.groups[name].size
-                evidence[name] = crossed_evidence(entries, other, self._similarity(seen[entries]), order, size)
-            solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
+        solution = self._solution(reordered(spec), evidence, seen, shared)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
@@ -131,9 +121,57 @@ class ActivationMatching:
             correlation_after=after,
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
-            notes=(*_notes(spec, evidence, solution, hidden), *idle),
+            notes=(*_notes(spec, evidence, solution, hidden), *idle, *_early(crossed - late)),
         )
         return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
+
+    def _collected(
+        self, problem: Problem, model_b: nn.Module, of: Callable[[str], bool], shared: Shared
+    ) -> dict[Site, Moments]:
+        """The moments at the sites of some groups, with B as it is given."""
+        assert problem.data is not None
+        return collect(
+            problem.model_a,
+            model_b,
+            replace(problem.spec, sites=tuple(site for site in problem.spec.sites if of(site.group))),
+            problem.data,
+            observe=self.observe,
+            sites=self.sites,
+            mask=self.mask,
+            also=[entries for entries, _ in shared.values() if of(entries.group)],
+            progress=problem.progress,
+            backend=self.backend,
+        )
+
+    def _moved(
+        self, problem: Problem, seen: Mapping[Site, Moments], late: Collection[str], shared: Shared
+    ) -> nn.Module:
+        """Model B moved by the best elements of all groups but the late ones."""
+        spec = problem.spec
+        evidence = {name: self._evidence(moments) for name, moments in _by_group(seen, shared).items()}
+        groups = [group for group in reordered(spec) if group.name not in late]
+        elements = spec.identity().reorderings | self._solution(groups, evidence, seen, shared).elements
+        moved: nn.Module = Alignment(spec, completed(spec, elements)).apply(problem.model_b)
+        return moved
+
+    def _solution(
+        self,
+        groups: Sequence[Group],
+        evidence: Mapping[str, Evidence],
+        seen: Mapping[Site, Moments],
+        shared: Shared,
+    ) -> Solution:
+        """The best elements; groups that share their entries with others are told apart once those are in order."""
+        solution = assign_groups(groups, evidence, self.signs, self.backend)
+        sizes = {group.name: group.size for group in groups}
+        told = {
+            name: evidence_by_entries(
+                entries, other, self._similarity(seen[entries]), solution.elements[other.group], sizes[name]
+            )
+            for name, (entries, other) in shared.items()
+            if name in sizes and entries in seen
+        }
+        return assign_groups(groups, {**evidence, **told}, self.signs, self.backend) if told else solution
 
     def _evidence(self, moments: list[Moments]) -> Evidence:
         """What all sites say together, where their moments are; on the host if some are there."""
@@ -153,6 +191,21 @@ class ActivationMatching:
         if self.similarity == "correlation":
             return moments.correlation()
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
+
+
+def _by_group(seen: Mapping[Site, Moments], shared: Shared) -> dict[str, list[Moments]]:
+    """What is seen of each group as a whole, at all of its sites."""
+    found: dict[str, list[Moments]] = {}
+    for site, moments in seen.items():
+        if site.group not in shared:
+            found.setdefault(site.group, []).append(moments)
+    return found
+
+
+def _early(groups: Collection[str]) -> list[str]:
+    """What to know of groups that were matched before the units beside which they are seen."""
+    shown = ", ".join(repr(name) for name in sorted(groups)[:5]) + (", ..." if len(groups) > 5 else "")
+    return [f"matched beside units in another order, since the data can be read only once: {shown}"] if groups else []
 
 
 def _never_chosen(problem: Problem, evidence: Mapping[str, Evidence]) -> list[str]:

@@ -1,40 +1,30 @@
-"""Groups that are told apart by activations only once another's order is known: query heads that share a key."""
+"""Groups that are seen only beside units of others, whose samples correspond once those are in one order."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from pyalign.symmetry import SymmetrySpec, Wreath
 
-from pyalign.matching.assign import Evidence
-from pyalign.symmetry import ScaledPermutation, Site
-
-__all__ = ["crossed_evidence"]
+__all__ = ["crossed_groups"]
 
 
-def crossed_evidence(entries: Site, other: Site, similarity: Tensor, element: ScaledPermutation, size: int) -> Evidence:
-    r"""How alike units are, entry by entry, when the units that their entries belong to besides are in an order.
+def crossed_groups(spec: SymmetrySpec) -> frozenset[str]:
+    """The groups to be matched after all others, with those that move only together with them.
 
-    \(C_{hl} = \sum_{u \in h} s_u S_{(h, u), (l, g(u))}\) for query heads h of A and l of B, u a unit of the key.
+    Each has only sites that are crossed (`Site.crossed`). None where nothing would be left to be matched before.
 
     Args:
-        entries: A site of the group with every entry as a unit, unit after unit.
-        other: The site that tells which unit of the other group each entry is.
-        similarity: Of the entries, shape (size r, size r).
-        element: What the other group does: slot u takes unit g(u).
-        size: Number of units.
+        spec: The symmetry.
 
-    Returns:
-        Evidence; units that have no entries in common under the element are not alike at all.
+    Example:
+        >>> from pyalign import derive
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> crossed_groups(derive(model, torch.randn(4, 2)))
+        frozenset()
     """
-    unit = torch.full((entries.width,), -1)
-    unit[other.positions] = torch.arange(len(other.positions)).unsqueeze(1)
-    belongs = unit[entries.positions.reshape(size, -1)]  # (units of the group, entries)
-    runs = belongs.shape[1]
-    at = torch.full((size, len(other.positions)), -1)
-    at.scatter_(1, belongs, torch.arange(size * runs).reshape(size, runs))
-    matched = at[:, element.perm[belongs]].transpose(0, 1)  # (units of A, units of B, entries of the unit of A)
-    rows = torch.arange(size * runs).reshape(size, 1, runs).expand_as(matched)
-    values = similarity.cpu()[rows, matched.clamp_min(0)]
-    if element.scale is not None:
-        values = values * element.scale.sign()[belongs].unsqueeze(1)
-    return Evidence(torch.where(matched >= 0, values, 0.0).sum(-1))
+    found = {site.group for site in spec.sites if site.crossed}
+    top: dict[str, str] = {}
+    for group in spec.outer_first():
+        top[group.name] = top[group.structure.outer] if isinstance(group.structure, Wreath) else group.name
+    late = frozenset(name for name in spec.groups if top[name] in {top[other] for other in found})
+    return late if {site.group for site in spec.sites} - late else frozenset()

@@ -89,10 +89,21 @@ class Products:
         \(\min_s \tfrac12 (a^2 / s + s b^2 + s a'^2 + b'^2 / s) = \sqrt{(a^2 + b'^2) (b^2 + a'^2)}\), with the norms of
         what produces (a, b) and consumes (a', b') them: their products are never larger.
         """
-        rows = ((_consumed(b), torch.stack([x.square().sum(1) for x in sides])) for b, *sides in self._rows(group))
-        produced, consumed = (sums.float() for sums in _two_sums(rows, (2, group.size)))
-        a, b = torch.stack([produced, consumed], 1)
+        a, b = (squares.float() for squares in self._squares(group))
         return torch.as_tensor((a[0][:, None] + b[1]).mul_(a[1][:, None] + b[0]).sqrt_())
+
+    def balance(self, group: Group, perm: Tensor) -> Tensor:
+        r"""The factors at which `sizes` is reached if unit i of A is matched with unit perm[i] of B, shape (n,)."""
+        a, b = (squares.cpu() for squares in self._squares(group))
+        falls, rises = a[0] + b[1][perm], a[1] + b[0][perm]
+        return torch.where((falls > 0) & (rises > 0), (falls / rises).sqrt(), 1.0)
+
+    def _squares(self, group: Group) -> tuple[Tensor, Tensor]:
+        """Squared norms of what produces and consumes each unit of A, and the same of B, each (2, n), float64."""
+        rows = ((_consumed(b), torch.stack([x.square().sum(1) for x in sides])) for b, *sides in self._rows(group))
+        produced, consumed = _two_sums(rows, (2, group.size))
+        a, b = torch.stack([produced, consumed], 1)
+        return a, b
 
     def _rows(self, group: Group) -> Iterator[tuple[AxisBinding, Tensor, Tensor]]:
         rows = self.pair.rows(group.name, self.elements, self.only, precise=True)

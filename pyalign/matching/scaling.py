@@ -2,8 +2,10 @@ r"""Factors of matched units: those at which two networks are nearest, each move
 
 With \(m\) the product of the factors on an entry, \(\sum (a / \sqrt m - \sqrt m b)^2 = \sum a^2 / m + m b^2 - 2 a b\).
 It is the same from either side, unlike the distance \(\sum (a - m b)^2\), which shrinks units that agree little. It is
-convex in the logarithms of the factors, and each has a closed form while the others are held still. Products
-\(a b\) do not depend on factors, so neither do the permutations that maximise them.
+convex in the logarithms of the factors, and each has a closed form while the others are held still. Where many groups
+in a row must move together that comes nearer in small steps only, so after each sweep all move jointly by a Newton
+step (`pyalign.matching.newton`). Products \(a b\) do not depend on factors, so neither do the permutations that
+maximise them.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pyalign.matching.newton import Logarithms, newton_step
 from pyalign.matching.slices import total_of
 from pyalign.statistics.home import home
 from pyalign.symmetry import AxisBinding, Group, Role, ScaledPermutation, SymmetrySpec
@@ -93,6 +96,9 @@ class _Energies:
                 self.b[name] = _energy(act(b[name], spec.on(name), elements), here).to(self._home)
             else:
                 self.b[name] = act(_energy(b[name], here).to(self._home), here, elements, 2)
+        shapes = {name: energy.shape for name, energy in self.a.items()}
+        sizes = {name: group.size for name, group in self.groups.items()}
+        self._logarithms = Logarithms(sizes, self.bindings, shapes)
 
     @property
     def total(self) -> float:
@@ -100,13 +106,17 @@ class _Energies:
         return self.rest + total_of([t.sum() for side in (self.a, self.b) for t in side.values()])
 
     def descend(self, products: float, enough: float) -> bool:
-        """Set the factors of one group after the other until none changes; whether the distance fell below `enough`.
+        """Set the factors of one group after the other, then all together, until none changes.
+
+        Whether the distance fell below `enough`.
 
         It is given up once a sweep gains so little that a hundred like it would not lead there.
         """
         distance = self.total - 2 * products
         for _ in range(SWEEPS):
             moved = max(self._step(group) for group in self.groups.values())
+            if moved >= ENOUGH:
+                self._joint()
             before, distance = distance, self.total - 2 * products
             if moved < ENOUGH or distance - 100 * (before - distance) > enough:
                 break
@@ -128,6 +138,14 @@ class _Energies:
             self.a[name], self.b[name] = act(self.a[name], here, step, -1), act(self.b[name], here, step)
         self.factors[group.name] *= rise.exp()
         return float(rise.abs().max())
+
+    def _joint(self) -> None:
+        """Move the factors of all groups together by a Newton step."""
+        steps = newton_step(self._logarithms, self.a, self.b)
+        for name, rise in self._logarithms.on_entries(steps).items():
+            self.a[name], self.b[name] = self.a[name] / rise.exp(), self.b[name] * rise.exp()
+        for group, rise in steps.items():
+            self.factors[group] *= rise.exp()
 
 
 def _counts(binding: AxisBinding) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class WeightMatching:
     inwards (`anchored_start`), whichever has the higher objective.
 
     Args:
-        restarts: Searches from which the best is kept: those after the first begin with the groups in random orders.
+        restarts: Searches from which the best is kept: those after the first begin with the groups in random orders, or
+            at random elements where such an order leads to where a search began already.
         sweeps: Most sweeps over all groups of each.
         signs: Use signs where a group allows them.
         scales: Use factors where groups allow them and where that brings the networks much nearer, as between a network
@@ -94,8 +95,10 @@ class WeightMatching:
         best: _Descent | None = None
         hidden = None if problem.progress is None else not problem.progress
         with tqdm(total=None, desc="weight matching", unit=" sweeps", disable=hidden, leave=False) as bar:
+            begun: set[bytes] = set()
             for number in range(self.restarts):
-                objective.restart(first if number == 0 else self._again(objective, generator))
+                objective.restart(first if number == 0 else self._again(objective, generator, begun))
+                begun.add(_written(objective.elements))
                 descent = _Descent(objective, Families(spec, self.signs, self.backend), self.backend)
                 descent.run(self.sweeps, generator, bar)
                 best = descent if best is None or descent.trace[-1] > best.trace[-1] else best
@@ -130,7 +133,7 @@ class WeightMatching:
                 descent.run(self.sweeps, generator, bar)
             return descent.elements
 
-        return dict(rematched(spec, objective.a, objective.b, elements, products, search))
+        return dict(rematched(spec, objective.a, objective.b, elements, products, search, self.signs))
 
     def _match_classes(self, problem: Problem) -> Alignment:
         return match_classes(
@@ -143,11 +146,17 @@ class WeightMatching:
             experts=self.experts,
         )
 
-    def _again(self, objective: Objective, generator: torch.Generator) -> Elements:
-        """Where a further search begins: from the best place to begin, other orders end near to the first search."""
+    def _again(self, objective: Objective, generator: torch.Generator, begun: Collection[bytes]) -> Elements:
+        """Where a further search begins: from the best place to begin, other orders end near to the first search.
+
+        Few groups have few orders: from a place where a search has begun already it begins at random elements.
+        """
         if self.start is not None:
             return self.start.reorderings
-        return anchored_start(objective, self.signs, self.backend, generator)
+        anchored = anchored_start(objective, self.signs, self.backend, generator)
+        if _written(anchored) not in begun:
+            return anchored
+        return objective.spec.random(int(torch.randint(1 << 31, (), generator=generator)), Kind.PERMUTATION).reorderings
 
     def _first(self, objective: Objective) -> Elements:
         spec, identity = objective.spec, dict(objective.elements)
@@ -237,6 +246,11 @@ class _Descent:
     def _note(self, accepted: bool) -> None:
         if accepted:
             self.trace.append(self.objective.total)
+
+
+def _written(elements: Elements) -> bytes:
+    """The permutations of all groups, to be compared."""
+    return b"".join(elements[name].perm.numpy().tobytes() for name in sorted(elements))
 
 
 def _ending(trace: list[float], exact: float) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyalign.errors import InputError
 from pyalign.symmetry import Group, Kind, Site, SymmetrySpec, Wreath
 
-__all__ = ["SITES", "UnitView", "choose_sites", "crossed_sites"]
+__all__ = ["SITES", "UnitView", "choose_sites", "shared_sites"]
 
 SITES = 4
 """Most sites that are used of one group, by default."""
@@ -56,8 +56,8 @@ def _orders(group: Group) -> bool:
     return not (group.kind.paired or group.kind is Kind.IDENTITY)
 
 
-def crossed_sites(spec: SymmetrySpec) -> dict[str, tuple[Site, Site]]:
-    """Where groups are seen whose units are told apart only once the order of others is known.
+def shared_sites(spec: SymmetrySpec) -> dict[str, tuple[Site, Site]]:
+    """Where groups are seen whose units are told apart only once the order of others on the same axis is known.
 
     Each entry there is of two units: of a query head, and of the units of all heads that read one key.
 

@@ -60,6 +60,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
         ],
         "sites": [
             [s.group, s.module, s.call, s.op, s.index, s.axis, s.width, _positions_to(s.positions), s.nonlinear]
+            + [True] * s.crossed
             for s in spec.sites
         ],
         "fixed": [[f.tensor, f.axis, f.reason] for f in spec.fixed],
@@ -80,7 +81,7 @@ def fields_from(content: Mapping[str, Any]) -> dict[str, Any]:
             for t, a, g, s, r, p, k, *rest in content["bindings"]
         ),
         "sites": tuple(
-            Site(g, m, c, o, i, a, w, _positions_from(p), n) for g, m, c, o, i, a, w, p, n in content["sites"]
+            Site(g, m, c, o, i, a, w, _positions_from(p), *rest) for g, m, c, o, i, a, w, p, *rest in content["sites"]
         ),
         "fixed": tuple(FixedAxis(*entry) for entry in content["fixed"]),
         "shapes": {name: tuple(shape) for name, shape in content["shapes"].items()},

@@ -157,6 +157,8 @@ class Site:
         width: Length of that axis.
         positions: Shape (units, r), int64: where on the axis each unit sits.
         nonlinear: Whether the operator is a nonlinearity; before and after differ only there.
+        crossed: Whether another axis carries units of other groups (channels beside the hidden units of an MLP over
+            tokens): the samples of two models correspond only once these are in one order.
     """
 
     group: str
@@ -168,6 +170,7 @@ class Site:
     width: int
     positions: Tensor
     nonlinear: bool = True
+    crossed: bool = False
 
     @property
     def key(self) -> tuple[str, int, str, int]:

@@ -165,3 +165,44 @@ def test_units_that_factors_led_astray_are_matched_again(seed: int) -> None:
     moved = spec.random(1).apply(model)
     found = pyalign.align(model, moved, [inputs], method="weight", spec=spec, progress=False)
     assert largest(model, found.apply(moved)) < 1e-9 < 0.1 < largest(model, moved)
+
+
+class Head(nn.Module):
+    """Normalised values of a layer that is read by few: their scales outweigh what tells the units apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.out = nn.Linear(24, 300), nn.LayerNorm(300), nn.Linear(300, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.out(self.norm(nn.functional.gelu(self.fc(x)))))
+
+
+class Blocks(nn.Module):
+    """The same where units stay in the block of a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 300, 1, groups=2)
+        self.norm, self.out = nn.BatchNorm1d(300), nn.Conv1d(300, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.out(torch.relu(self.norm(self.fc(torch.tanh(self.first(x.view(-1, 3, 8))))))))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("build", [Head, Blocks])
+def test_units_whose_factors_fit_a_wrong_partner_are_matched_again(build: type[Head | Blocks], seed: int) -> None:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = build().double().eval()
+        with torch.no_grad():
+            for parameter in (model.fc.weight, model.out.weight):
+                parameter.mul_(0.1)
+            model.norm.weight.add_(0.3 * torch.randn(300))
+        inputs = torch.randn(4, 24, dtype=torch.float64)
+    spec = derive(model, inputs)
+    assert any(g.kind.scales for g in spec.groups.values())
+    moved = spec.random(1).apply(model)
+    found = pyalign.align(model, moved, [inputs], method="weight", spec=spec, progress=False)
+    assert largest(model, found.apply(moved)) < 1e-9 < 0.1 < largest(model, moved)

@@ -209,19 +209,26 @@ def _fixed(
 
 
 def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> list[Site]:
-    """Observation sites: for each class the sights of the best rank that show all of its units."""
-    found: dict[int, list[tuple[int, Sight, Tensor]]] = {id(c): [] for c in classes}
-    for sight in sights:
-        atoms = sight.plane.atoms.reshape(-1).numpy()
-        for key, positions in slots.on_axis(atoms).items():
-            found[key].append((sight.rank, sight, positions))
+    """Observation sites: for each class the sights of the best rank that show all of its units.
+
+    Those where no other axis carries units come first: there the samples of two models correspond.
+    """
+    shown = [(sight, slots.on_axis(sight.plane.atoms.reshape(-1).numpy())) for sight in sights]
+    axes: dict[tuple[str, int, str, int], set[int]] = {}
+    for sight, here in shown:
+        axes.setdefault(sight.key, set()).update([sight.axis] if here else [])
+    found: dict[int, list[tuple[tuple[bool, int], Sight, Tensor]]] = {id(c): [] for c in classes}
+    for sight, here in shown:
+        for key, positions in here.items():
+            found[key].append(((axes[sight.key] != {sight.axis}, sight.rank), sight, positions))
     sites = []
     for c in classes:
         ranks = [rank for rank, _, _ in found[id(c)]]
         for rank, sight, positions in found[id(c)]:
             if rank == min(ranks):
                 width = sight.plane.atoms.numel()
-                sites.append(Site(c.name, *sight.key, sight.axis, width, positions, nonlinear=rank <= 1))
+                crossed, grade = rank
+                sites.append(Site(c.name, *sight.key, sight.axis, width, positions, grade <= 1, crossed))
     return sites
 
 

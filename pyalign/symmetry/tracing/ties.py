@@ -142,10 +142,16 @@ class Ties:
             self.tie_scale(own, atoms, 1)
         return own
 
-    def new_group(self, count: int) -> IntArray:
-        """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant."""
+    def new_group(self, count: int, zeros: bool = False) -> IntArray:
+        """Atoms of things that are no parameters but alike: blocks of other atoms, entries of a constant.
+
+        Args:
+            count: How many.
+            zeros: Whether all values are zero, and stay so under any matrix.
+        """
         blocks = self.new_atoms(count)
-        self.mixing.forbid(blocks, "values that belong to no parameter")
+        if not zeros:
+            self.mixing.forbid(blocks, "values that belong to no parameter")
         self.mark(blocks, np.zeros(count, np.int64))
         return blocks
 

@@ -75,6 +75,9 @@ def combine(
     result = _widest(trace.ties, kept)
     if mode == "mul":
         trace.ties.mixing.part(_unseen(kept, result, summed), reason)
+        for plane in kept:
+            if plane.scaled and plane.dims and plane not in result:  # nothing that follows would tell of its scale
+                trace.ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with values of other units")
     return result
 
 

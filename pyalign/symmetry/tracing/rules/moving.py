@@ -83,6 +83,8 @@ def settle(
             kept[rivals[0]] = both
         elif crossed is not None:
             crossed.append(plane)
+        elif not trace.ties.moves(plane):
+            trace.ties.mixing.part([plane], "its axis was merged with that of other units")
         else:
             pin(trace, (plane,), "its axis was merged with that of finer units")
     return tuple(kept)
@@ -180,7 +182,9 @@ def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plan
         atoms = (
             planes[0].atoms
             if planes
-            else _nobody(trace.ties, t.shape[axis], axis, t.dim(), trace.label(t) is not None or axis in o.fixed)
+            else _nobody(
+                trace.ties, t.shape[axis], axis, t.dim(), trace.label(t) is not None or axis in o.fixed, o.zero
+            )
         )
         pieces.append(atoms.expand([t.shape[axis] if d == axis else size for d, size in enumerate(atoms.shape)]))
     widest = [max(piece.shape[d] for piece in pieces) for d in range(parts[0].dim())]
@@ -196,11 +200,11 @@ def _joined(trace: Trace, parts: Sequence[Tensor], along: Sequence[Sequence[Plan
     return Plane(torch.cat(full, axis), scaled)
 
 
-def _nobody(ties: Ties, size: int, axis: int, rank: int, fixed: bool) -> Tensor:
+def _nobody(ties: Ties, size: int, axis: int, rank: int, fixed: bool, zeros: bool = False) -> Tensor:
     """Atoms of entries that belong to no parameter: interchangeable when they are all alike, else fixed."""
     shape = [1] * rank
     shape[axis] = size
-    return torch.full(shape, FIXED) if fixed else torch.from_numpy(ties.new_group(size)).reshape(shape)
+    return torch.full(shape, FIXED) if fixed else torch.from_numpy(ties.new_group(size, zeros)).reshape(shape)
 
 
 def stacked(trace: Trace, call: Call) -> list[Planes]:
@@ -208,15 +212,22 @@ def stacked(trace: Trace, call: Call) -> list[Planes]:
     rank = call.out.dim()
     axis = call.get(1, "dim", 0) % rank
     planes = [trace.planes(t) for t in call.args[0]]
-    alike = all(len(ps) == 1 and ps[0].dims == planes[0][0].dims and ps[0].scaled for ps in planes)
-    if alike and _of_one(trace, planes):
-        return [settle(trace, [Plane(torch.stack([ps[0].atoms for ps in planes], axis))])]
+    common = [p for p in planes[0] if all(any(_same(p, q) for q in ps) for ps in planes)]
+    own = [[p for p in ps if not any(_same(p, q) for q in common)] for ps in planes]
+    alike = all(len(ps) == 1 and ps[0].dims == own[0][0].dims and ps[0].scaled for ps in own)
+    if alike and _of_one(trace, own):
+        whole = Plane(torch.stack([ps[0].atoms for ps in own], axis))
+        return [settle(trace, [whole, *(Plane(p.atoms.unsqueeze(axis), p.scaled) for p in common)])]
     dims = [d for d in range(rank) if d != axis]
     operands = [trace.operand(t, dims, rank) for t in call.args[0]]
     return [combine(trace, operands, "add", f"stacked with values that belong to no unit, in {call.place}")]
 
 
-def _of_one(trace: Trace, planes: Sequence[Planes]) -> bool:
+def _same(p: Plane, q: Plane) -> bool:
+    return p.scaled == q.scaled and p.atoms.shape == q.atoms.shape and torch.equal(p.atoms, q.atoms)
+
+
+def _of_one(trace: Trace, planes: Sequence[Sequence[Plane]]) -> bool:
     """Whether parts were cut from one axis of a parameter (pairs of neighbours): then they are put back, not tied."""
     number = trace.ties.axis_of(np.concatenate([as_array(p.atoms).reshape(-1) for ps in planes for p in ps]))
     return bool((number == number[0]).all() and number[0] >= 0)

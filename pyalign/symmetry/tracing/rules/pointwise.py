@@ -181,7 +181,7 @@ def _half(trace: Trace, call: Call, pendings: Sequence[Pending | None]) -> Half 
         trace.settle(two)
         note_mixing(trace.ties.mixing, operands, "add", _reason(call), frozenset())
 
-    return half_of(one, two, -1 if call.name == "sub" else 1, settle)
+    return half_of(trace, one, two, -1 if call.name == "sub" else 1, settle)
 
 
 def _offset(trace: Trace, call: Call) -> Plane | None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pyalign.symmetry.calls import tensors_of
 from pyalign.symmetry.kinds import Kind
-from pyalign.symmetry.tracing.rules.base import Planes, Rule, pin, reduce_symmetric, restrict
+from pyalign.symmetry.tracing.labels import Operand, Plane
+from pyalign.symmetry.tracing.rules.base import Planes, Rule, combine, pin, reduce_symmetric, restrict
 
 if TYPE_CHECKING:
     from pyalign.symmetry.tracing.tracer import Call, Trace
@@ -81,6 +82,27 @@ def softmax(trace: Trace, call: Call) -> list[Planes]:
     return [restrict(trace, planes, Kind.PERMUTATION, f"{call.name} commutes with permutations only")]
 
 
+def folded(trace: Trace, call: Call) -> list[Planes] | None:
+    """col2im (`F.fold`): for every channel the entries of all kernel positions are added up where they overlap."""
+    source, kernel = call.args[0], call.args[2]
+    axis, rank, places = source.dim() - 2, call.out.dim(), kernel[0] * kernel[1]
+    for plane in trace.planes(source):
+        if plane.along({axis + 1}):
+            trace.ties.collapse(plane, {axis + 1}, "patches are put in their places")
+    seen = trace.operand(source, range(axis + 2), rank)
+    terms = []
+    for place in range(places):
+        planes = []
+        for plane in trace.planes(source):
+            atoms = plane.atoms.narrow(axis + 1, 0, 1).unsqueeze(-1)
+            if plane.along({axis}):
+                atoms = atoms.unflatten(axis, (-1, places)).select(axis + 1, place)
+            if any(size > 1 for size in atoms.shape):
+                planes.append(Plane(atoms, plane.scaled))
+        terms.append(Operand(tuple(planes), seen.fixed & {axis - 1, axis}))
+    return [combine(trace, terms, "add", f"added to values that belong to no unit, in {call.place or 'the model'}")]
+
+
 def _arguments(call: Call) -> tuple[Tensor, set[int], bool]:
     """Source, reduced axes and keepdim, read off the schema of the operator."""
     named: dict[str, Any] = {a.name: a.default_value for a in call.func._schema.arguments}
@@ -119,6 +141,7 @@ RULES: dict[str, Rule] = {
         ),
         reduced,
     ),
+    "col2im": folded,
     **dict.fromkeys(("argmax", "argmin"), positions),
     **dict.fromkeys(
         ("sort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "argsort", "kthvalue", "mode"),

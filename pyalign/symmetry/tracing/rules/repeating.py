@@ -71,8 +71,10 @@ def _equal_at(tensor: Tensor, axis: int, places: IntArray) -> bool:
 def merged(ties: Ties, one: Plane, two: Plane) -> Plane | None:
     """Heads and the inside of a value that all heads read, on one axis: the value repeated for every head.
 
-    None where the two planes are no such pair.
+    None where the two planes are no such pair, or one of them does not move: then the other goes on without it.
     """
+    if not (ties.moves(one) and ties.moves(two)):
+        return None
     known = [bool(ties.served[as_array(p.atoms)].all()) for p in (one, two)]
     if known[0] == known[1] or one.dims != two.dims:
         return None

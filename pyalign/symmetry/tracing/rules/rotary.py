@@ -6,7 +6,7 @@ Other codes keep the parts apart: x * cos - y * sin and y * cos + x * sin.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,9 +70,12 @@ def half_turned(trace: Trace, half: Half) -> bool:
     return False
 
 
-def half_of(one: Pending, two: Pending, sign: int, settle: Callable[[], None]) -> Half | None:
+def half_of(trace: Trace, one: Pending, two: Pending, sign: int, settle: Callable[[], None]) -> Half | None:
     """What may be one half of a rotation: two parts of equal shape, each entry multiplied by a constant of its own."""
-    if one.factor is None or two.factor is None or len(one.planes) != 1 or len(two.planes) != 1:
+    if one.factor is None or two.factor is None:
+        return None
+    one, two = _apart(trace, one, two)
+    if len(one.planes) != 1 or len(two.planes) != 1:
         return None
     p, q = one.planes[0], two.planes[0]
     axes = [d for d in p.dims if d in one.dims | two.dims]
@@ -81,6 +84,16 @@ def half_of(one: Pending, two: Pending, sign: int, settle: Callable[[], None]) -
     if np.intersect1d(as_array(p.atoms), as_array(q.atoms)).size:
         return None
     return Half(one, two, sign, axes[0], settle)
+
+
+def _apart(trace: Trace, one: Pending, two: Pending) -> tuple[Pending, Pending]:
+    """The products without the planes that stand in both as they are: positions, each with an angle of its own."""
+    common = [p for p in one.planes if any(_same(p, q) for q in two.planes)]
+    if len(common) == len(one.planes):
+        return one, two
+    trace.ties.mixing.touch(common, one.dims | two.dims)
+    rest = tuple(q for q in two.planes if not any(_same(p, q) for p in common))
+    return replace(one, planes=tuple(p for p in one.planes if p not in common)), replace(two, planes=rest)
 
 
 def _same(p: Plane, q: Plane) -> bool:
@@ -95,6 +108,7 @@ def rotate(trace: Trace, one: Pending | None, two: Pending | None) -> bool:
     """
     if one is None or two is None or one.factor is None or two.factor is None:
         return False
+    one, two = _apart(trace, one, two)
     if len(one.planes) != 1 or len(two.planes) != 1 or one.source.shape != two.source.shape:
         return False
     p, q = one.planes[0], two.planes[0]
@@ -103,9 +117,8 @@ def rotate(trace: Trace, one: Pending | None, two: Pending | None) -> bool:
         return False
     axis = axes[0]
     partner = _partners(as_array(p.atoms), as_array(q.atoms), axis)
-    if partner is None or not all(
-        _equal_in_pairs(f, axis - one.source.dim(), partner) for f in (one.factor, two.factor)
-    ):
+    factors = [f for f in (one.factor, two.factor) if f is not None]
+    if partner is None or not all(_equal_in_pairs(f, axis - one.source.dim(), partner) for f in factors):
         return False
     sign = _signs(one.source, two.source, axis, partner)
     if sign is None:
