@@ -118,8 +118,7 @@ def viewed(trace: Trace, call: Call) -> list[Planes] | None:
     count = None if count is None else compact(count.expand(before).reshape(shape))
     trace.repeat([count])
     planes = [
-        Plane(p.atoms.expand(before).reshape(shape), p.scaled)
-        for p in (*trace.planes(source), *trace.crossed(source))
+        Plane(p.atoms.expand(before).reshape(shape), p.scaled) for p in (*trace.planes(source), *trace.crossed(source))
     ]
     crossed: list[Plane] = []
     planes = [*settle(trace, planes, count, crossed)]
