@@ -13,7 +13,7 @@ from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
 from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
-from pyalign.statistics.choices import expert_counts, selected_experts
+from pyalign.statistics.choices import common_choices, expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
@@ -98,8 +98,8 @@ class ActivationMatching:
             by_group.setdefault(site.group, []).append(moments)
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
-        idle = _never_chosen(problem, evidence)
-        solution = assign_groups(reordered(spec), evidence, self.signs, self.backend)
+        chosen, idle = _by_choices(problem, evidence, by_group)
+        solution = assign_groups(reordered(spec), {**evidence, **chosen}, self.signs, self.backend)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
@@ -147,21 +147,36 @@ class ActivationMatching:
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
 
 
-def _never_chosen(problem: Problem, evidence: Mapping[str, Evidence]) -> list[str]:
-    """Mark experts to which no token goes as dead, and say which; data that can be read only once is not read again."""
+def _by_choices(
+    problem: Problem, evidence: Mapping[str, Evidence], sites: Mapping[str, Sequence[Moments]]
+) -> tuple[dict[str, Evidence], list[str]]:
+    r"""Experts compared by who goes to them: the share of choices in common, and how alike their scores vary.
+
+    \(O_{ij} + \sqrt{p_i q_j} C_{ij}\): O the share of A's choices of i for tokens that go to j in B, C the correlation of
+    scores, p and q the shares of all choices that experts of A and of B have; over matched experts either sum is at most 1.
+    Scores alone would
+    match busy experts with idle ones: an expert that is never chosen has scores too. Experts to which no token goes are
+    marked as dead, in the evidence as well, and notes say which. Data that can be read only once is not read again.
+    """
     if not expert_groups(problem.spec) or problem.data is None or isinstance(problem.data, Iterator):
-        return []
-    notes = []
-    chosen = [selected_experts(model, problem.spec, problem.data) for model in (problem.model_a, problem.model_b)]
-    for name, found in evidence.items():
-        if name not in chosen[0] or name not in chosen[1]:
+        return {}, []
+    found, notes = {}, []
+    sides = [selected_experts(model, problem.spec, problem.data) for model in (problem.model_a, problem.model_b)]
+    for name, own in evidence.items():
+        if name not in sides[0] or name not in sides[1]:
             continue
-        dead = [expert_counts(side[name], len(found.similarity)) == 0 for side in chosen]
-        found.dead_a, found.dead_b = dead
+        size = len(own.similarity)
+        dead = [expert_counts(side[name], size) == 0 for side in sides]
+        own.dead_a, own.dead_b = dead
         for which, mark in zip("AB", dead, strict=True):
             if bool(mark.any()):
                 notes.append(f"experts of {name!r} that {which} never chooses: {torch.where(mark)[0].tolist()}")
-    return notes
+        total = sides[0][name].numel()
+        p, q = (expert_counts(side[name], size).double() / total for side in sides)
+        scores = _added(m.correlation().double().cpu() for m in sites[name]) / len(sites[name])
+        common = common_choices(sides[0][name], sides[1][name], size) / total
+        found[name] = Evidence(common + torch.outer(p, q).sqrt() * scores, dead_a=dead[0], dead_b=dead[1])
+    return found, notes
 
 
 def _common(devices: list[torch.device]) -> torch.device:
