@@ -152,11 +152,11 @@ def _by_choices(
 ) -> tuple[dict[str, Evidence], list[str]]:
     r"""Experts compared by who goes to them: the share of choices in common, and how alike their scores vary.
 
-    \(O_{ij} + \sqrt{p_i q_j} C_{ij}\): O the share of A's choices of i for tokens that go to j in B, C the correlation of
-    scores, p and q the shares of all choices that experts of A and of B have; over matched experts either sum is at most 1.
-    Scores alone would
-    match busy experts with idle ones: an expert that is never chosen has scores too. Experts to which no token goes are
-    marked as dead, in the evidence as well, and notes say which. Data that can be read only once is not read again.
+    \(O_{ij} + \sqrt{p_i q_j} C_{ij}\): O the share of A's choices that are of i for tokens that go to j in B, C the
+    correlation of scores, p and q the shares of choices that fall to experts of A and of B. Over matched experts either
+    sum is at most 1. Scores alone would match busy experts with idle ones, which have scores too. Experts to which no
+    token goes are marked as dead, in the evidence as well, and notes say which. Data that can be read only once is not
+    read again.
     """
     if not expert_groups(problem.spec) or problem.data is None or isinstance(problem.data, Iterator):
         return {}, []
