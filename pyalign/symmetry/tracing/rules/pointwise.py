@@ -229,7 +229,7 @@ def power(trace: Trace, call: Call) -> list[Planes] | None:
     planes = trace.planes(call.args[0])
     trace.suspend(Pending(call.args[0], planes))
     kind = Kind.PERMUTATION if trace.ties.rewritten else Kind.SIGNED  # what rewrites follows scales of parameters alone
-    kept = restrict(trace, planes, kind, "squared", judged=True)
+    kept = restrict(trace, planes, kind, "squared, which leaves no more than signs free", judged=True)
     trace.ties.signs_only(kept)
     return [tuple(Plane(p.atoms, scaled=False) for p in kept)]
 
