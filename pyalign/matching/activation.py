@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pyalign.errors import InputError
 from pyalign.matching.assign import Evidence, Solution, assign_groups
+from pyalign.matching.choices import evidence_by_choices
 from pyalign.matching.crossed import crossed_groups
 from pyalign.matching.entries import evidence_by_entries
 from pyalign.matching.experts import expert_groups, expert_notes, units_by_weights
 from pyalign.matching.problem import Problem
-from pyalign.statistics.choices import expert_counts, selected_experts
 from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
@@ -96,8 +96,8 @@ class ActivationMatching:
         collected = time.perf_counter()
         by_group = _by_group(seen, shared)
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
-        idle = _never_chosen(problem, evidence)
-        solution = self._solution(reordered(spec), evidence, seen, shared)
+        chosen, idle = evidence_by_choices(problem, evidence, by_group)
+        solution = self._solution(reordered(spec), {**evidence, **chosen}, seen, shared)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
         backends = {"cross_moments": "+".join(sorted(engine)), "linear_assignment": solution.backend}
@@ -206,23 +206,6 @@ def _early(groups: Collection[str]) -> list[str]:
     """What to know of groups that were matched before the units beside which they are seen."""
     shown = ", ".join(repr(name) for name in sorted(groups)[:5]) + (", ..." if len(groups) > 5 else "")
     return [f"matched beside units in another order, since the data can be read only once: {shown}"] if groups else []
-
-
-def _never_chosen(problem: Problem, evidence: Mapping[str, Evidence]) -> list[str]:
-    """Mark experts to which no token goes as dead, and say which; data that can be read only once is not read again."""
-    if not expert_groups(problem.spec) or problem.data is None or isinstance(problem.data, Iterator):
-        return []
-    notes = []
-    chosen = [selected_experts(model, problem.spec, problem.data) for model in (problem.model_a, problem.model_b)]
-    for name, found in evidence.items():
-        if name not in chosen[0] or name not in chosen[1]:
-            continue
-        dead = [expert_counts(side[name], len(found.similarity)) == 0 for side in chosen]
-        found.dead_a, found.dead_b = dead
-        for which, mark in zip("AB", dead, strict=True):
-            if bool(mark.any()):
-                notes.append(f"experts of {name!r} that {which} never chooses: {torch.where(mark)[0].tolist()}")
-    return notes
 
 
 def _common(devices: list[torch.device]) -> torch.device:

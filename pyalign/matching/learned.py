@@ -165,7 +165,9 @@ class LearnedMatching:
         notes = [f"the objective is the negated mean loss on {judged} between the models"]
         try:
             record, _ = train(objective, problem.data, settings, "learned matching")
-            notes.append(f"best after {objective.best_step} of {record['taken']} steps")
+            judged_once = objective.value < float("inf")
+            found = f"best after {objective.best_step} of" if judged_once else "the latest of so few to judge,"
+            notes.append(f"{found} {record['taken']} steps")
         except NonFiniteError as failure:
             if objective.value == float("inf"):
                 raise

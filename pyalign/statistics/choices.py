@@ -15,7 +15,7 @@ from pyalign.statistics.forward import evaluating, respond
 from pyalign.symmetry import SymmetrySpec, Wreath
 from pyalign.symmetry.locate import ModuleScope
 
-__all__ = ["expert_counts", "expert_layers_of", "selected_experts"]
+__all__ = ["common_choices", "expert_counts", "expert_layers_of", "selected_experts"]
 
 _CHOICES = {"topk": 1, "sort": 1, "argsort": 0, "max": 1, "argmax": 0}
 """Operators that choose along their axis, and which of their results holds numbers."""
@@ -66,6 +66,22 @@ def expert_counts(selected: Tensor, experts: int) -> Tensor:
         [1, 0, 2, 1]
     """
     return torch.bincount(selected.reshape(-1), minlength=experts)
+
+
+def common_choices(one: Tensor, two: Tensor, experts: int) -> Tensor:
+    """How many tokens go to expert i in one model and to expert j in another, shape (experts, experts), int64.
+
+    Args:
+        one: What the first model chose, shape (tokens, chosen), int64.
+        two: What the second model chose for the same tokens, shape (tokens, chosen), int64.
+        experts: How many there are in either.
+
+    Example:
+        >>> common_choices(torch.tensor([[0], [1]]), torch.tensor([[1], [1]]), 2).tolist()
+        [[0, 1], [0, 1]]
+    """
+    pairs = one.unsqueeze(2) * experts + two.unsqueeze(1)
+    return torch.bincount(pairs.reshape(-1), minlength=experts * experts).reshape(experts, experts)
 
 
 class _Watch(TorchDispatchMode):

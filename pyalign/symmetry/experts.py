@@ -90,6 +90,9 @@ def _judge(
     if found is None:
         return None
     small, batch = found
+    with torch.no_grad():
+        for name in spec.constants:
+            small.get_parameter(name).fill_(1.0)
     try:
         plain, known, _ = traced_spec(small, batch, Kind.SCALED, spec.constants)
         place = {_key(layer): layer for layer in expert_layers(plain)}

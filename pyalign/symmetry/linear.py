@@ -194,6 +194,7 @@ def pairs_of(matrices: Tensor) -> Tensor:
 def from_pairs(numbers: Tensor) -> Tensor:
     """Block-diagonal matrices that multiply pairs by complex numbers, shape (k, p) -> (k, 2p, 2p), float64."""
     k, p = numbers.shape
+    numbers = numbers.to(torch.complex128)
     m = torch.zeros(k, 2 * p, 2 * p, dtype=torch.float64, device=numbers.device)
     f = torch.arange(p)
     m[:, 2 * f, 2 * f] = m[:, 2 * f + 1, 2 * f + 1] = numbers.real

@@ -69,6 +69,8 @@ def test_debug_shows_the_traceback(workplace, capsys):
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--out", "x.onnx"],
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--save", "x.json"],
         ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--restarts", "3"],
+        ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--steps", "3"],
+        ["align", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--method", "learned", "--steps", "3"],
         ["barrier", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--plot", "x.html"],
         ["barrier", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "-t", "x"],
         ["curve", "--model", "m:f", "--a", "a.pt", "--b", "b.pt", "--data", "digits", "--out", "c.safetensors"],

@@ -23,6 +23,27 @@ def test_a_pair_is_aligned_and_written(workplace, capsys):
     assert torch.allclose(before["0.weight"].sum(0), after["0.weight"].sum(0), atol=1e-5)
 
 
+def test_learned_matching_goes_on_from_its_checkpoint(workplace, capsys):
+    words = ("align", *PAIR, *DATA, "--method", "learned", "--lr", "0.05", "--steps", "12", "--json")
+    states = {}
+    checkpoint = ("--checkpoint", "run.safetensors")
+    for name, options in {"whole": (), "kept": checkpoint, "again": checkpoint}.items():
+        outcome = pyalign(capsys, *words, *options, "--out", f"{name}.safetensors")
+        assert outcome.code == 0 and "learned" in outcome.json()["method"]
+        states[name] = io.load_state(f"{name}.safetensors")
+    for name in ("kept", "again"):
+        assert all(torch.equal(tensor, states["whole"][key]) for key, tensor in states[name].items())
+    before, x = io.load_state("b.safetensors"), torch.randn(8, 4)
+    assert not torch.equal(before["0.weight"], states["whole"]["0.weight"])
+    outputs = []
+    for state in (before, states["whole"]):
+        hidden = torch.relu(x @ state["0.weight"].T + state["0.bias"])
+        outputs.append(hidden @ state["2.weight"].T + state["2.bias"])
+    assert torch.allclose(*outputs, atol=1e-5)
+    other = pyalign(capsys, *words[:-2], "13", "--checkpoint", "run.safetensors", "--json")
+    assert other.code == 1 and "run.safetensors" in other.err
+
+
 @pytest.mark.parametrize("name", ["factory", "zoo.small"])
 def test_a_factory_in_a_file_with_options(workplace, capsys, name):
     words = ("derive", "--model", f"nets_of_a_user.py:{name}", "--model-options", '{"width": 9}', "--shape", "2,4")

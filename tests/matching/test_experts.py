@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -14,13 +15,14 @@ from pyalign.errors import InputError
 from pyalign.matching import ActivationMatching, LearnedMatching, WeightMatching, expert_orders, share, universe
 from pyalign.matching.experts import EXPERTS as WAYS
 from pyalign.matching.experts import expert_costs, expert_groups
+from pyalign.statistics.choices import common_choices, expert_counts, selected_experts
 from pyalign.symmetry import Kind, ScaledPermutation, SymmetrySpec, widen
 from tests.symmetry.mixtures import EXPERTS, HIDDEN, Mixture, after, gathered, limited, looped, masked
 
 X = torch.randn(3, 16, 3, generator=torch.Generator().manual_seed(0))
 
 
-def planted(route: Any, send: Any) -> tuple[nn.Module, SymmetrySpec]:
+def planted(route: Any, send: Any) -> tuple[Any, SymmetrySpec]:
     torch.manual_seed(0)
     model = Mixture(route, send).eval()
     with warnings.catch_warnings():
@@ -99,6 +101,36 @@ def test_activations_match_experts_by_their_scores_and_their_units_by_weights() 
     found = pyalign.align(model, twin, [X], method=ActivationMatching(), spec=spec)
     assert distance(model, found.apply(twin)) < 1e-5
     assert "by weights" in found.report()
+
+
+def test_busy_experts_are_matched_with_busy_ones_whatever_scores_vary_with() -> None:
+    """The scores of B's idle experts vary as those of A's busy ones do: only who is chosen tells them apart."""
+    model, spec = planted(after, gathered)
+    (name,) = expert_groups(spec)
+    twin = copy.deepcopy(model)
+    rows = torch.randn(EXPERTS, model.gate.weight.shape[1], generator=torch.Generator().manual_seed(1))
+    sizes = torch.tensor([0.2, 0.2, 1.0, 1.0]).unsqueeze(1)
+    with torch.no_grad():
+        for network, order in ((model, [0, 1, 2, 3]), (twin, [2, 3, 0, 1])):
+            network.gate.weight.copy_(rows[order] * sizes)
+            network.gate.bias.copy_(torch.tensor([2.0, 2.0, -1.5, -1.5]))
+    tokens = torch.randn(1, 2048, 3, generator=torch.Generator().manual_seed(2))
+    counts = expert_counts(selected_experts(model, spec, [tokens])[name], EXPERTS)
+    assert counts.min() > 0 and counts[:2].min() > counts[2:].max(), counts
+    found = pyalign.align(model, twin, [tokens], method="activation", spec=spec, verify=False)
+    assert set(expert_orders(found)[name][:2]) == {0, 1}
+
+
+def test_common_choices_are_counted_pair_by_pair() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.rand(30, 5, generator=generator).topk(k).indices for k in (2, 3))
+    counted = torch.zeros(5, 5, dtype=torch.int64)
+    for a, b in zip(one.tolist(), two.tolist(), strict=True):
+        for i in a:
+            for j in b:
+                counted[i, j] += 1
+    assert torch.equal(common_choices(one, two, 5), counted)
+    assert common_choices(one[:0], two[:0], 5).sum() == 0
 
 
 def test_unknown_ways_are_refused() -> None:

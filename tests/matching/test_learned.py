@@ -19,6 +19,7 @@ from pyalign.matching.learned_objective import LearnedObjective, sampler_of
 from pyalign.matching.projectors import best_order, placed, polar, sinkhorn
 from pyalign.symmetry import BlockLinear, Group, Kind, ScaledPermutation, SymmetrySpec, Wreath, derive, state_of
 from pyalign.symmetry.elements import composed
+from tests.symmetry.test_attention import Network, Shape
 
 
 class Attention(nn.Module):
@@ -321,3 +322,20 @@ def test_matrices_are_of_their_class_wherever_the_latent_is(kind):
     rows = torch.randn(8, 3, dtype=torch.float64)
     for power in (1, -1):
         torch.testing.assert_close(latent.act(rows, power).detach(), element.act(rows, power))
+
+
+def test_rotary_heads_in_single_precision() -> None:
+    """Sizes and angles of pairs become matrices in float64, whatever the latents are."""
+    torch.manual_seed(0)
+    ends = [Network(Shape("expand", rotary=True)).eval() for _ in range(2)]
+    x = torch.randn(8, 6, 5)
+    data = [(x, torch.randint(3, (8, 6)))]
+    spec = derive(ends[0], x, within=Kind.INVERTIBLE)
+    assert any(g.kind is Kind.ROTATION for g in spec.groups.values())
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+    found = pyalign.align(*ends, data, method=LearnedMatching(steps=3, loss=loss), spec=spec)
+    assert any("3 steps" in note for note in found.notes)
+    torch.testing.assert_close(found.apply(ends[1])(x), ends[1](x), rtol=1e-4, atol=1e-4)

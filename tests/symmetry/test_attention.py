@@ -308,3 +308,31 @@ def test_triangular_systems_are_linear_in_their_right_side() -> None:
         spec = derive(model, x, within=Kind.INVERTIBLE)
     assert listed(spec)["permutation 3"] == 1 and listed(spec)["invertible 3x4"] == 1
     assert verify(spec, model, x).passed
+
+
+class Apart(nn.Module):
+    """Projections with axes of their own for heads and for what is in them, as XLNet has them, all by einsum."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(7, 8)
+        self.qkvo = nn.ParameterList(torch.randn(8, heads, width) * 0.3 for _ in range(4))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids)
+        q, k, v = (torch.einsum("ibh,hnd->ibnd", x, w) for w in self.qkvo[:3])
+        scores = torch.einsum("ibnd,jbnd->bnij", q, k).softmax(-1)
+        out = torch.einsum("bnij,jbnd->ibnd", scores, v)
+        return self.last(x + torch.einsum("ibnd,hnd->ibh", out, self.qkvo[3]))
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 3), (3, 4), (2, 6)])
+def test_heads_with_an_axis_of_their_own(heads: int, width: int) -> None:
+    torch.manual_seed(0)
+    model, ids = Apart(heads, width).double(), torch.arange(12).reshape(6, 2) % 7
+    spec = derive(model, ids, within=Kind.INVERTIBLE)
+    order = next(g for g in spec.groups.values() if g.size == heads and not g.kind.mixes)
+    assert {(b.tensor, b.axis) for b in spec.of(order.name)} == {(f"qkvo.{n}", 1) for n in range(4)}, spec.report()
+    assert listed(spec)[f"invertible {width}"] == 2
+    assert verify(spec, model, ids).passed

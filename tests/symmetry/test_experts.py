@@ -165,3 +165,32 @@ def test_kernels_of_convolutions_are_no_experts() -> None:
     spec = derive(ChannelAttention().eval(), torch.randn(2, 3, 6, 6))
     assert not [f for f in spec.fixed if "experts" in f.reason]
     assert not expert_layers(spec)
+
+
+class Parallel(nn.Module):
+    """Tokens cut into stretches, one for each expert, as JetMoE and GraniteMoE do it; some stretches are empty."""
+
+    def __init__(self, tokens: tuple[int, ...]) -> None:
+        super().__init__()
+        self.tokens, self.write, self.read = tokens, nn.Linear(5, WIDTH), nn.Linear(WIDTH, 2)
+        self.up = nn.Parameter(torch.randn(len(tokens), 2 * HIDDEN, WIDTH))
+        self.down = nn.Parameter(torch.randn(len(tokens), WIDTH, 2 * HIDDEN))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.write(x).relu()
+        parts = [nn.functional.linear(part, self.up[e]) for e, part in enumerate(x.split(self.tokens))]
+        parts = [part.view(-1, 2, HIDDEN).relu().view(-1, 2 * HIDDEN) for part in parts]
+        out = [nn.functional.linear(part, self.down[e]) for e, part in enumerate(parts)]
+        return self.read(x + torch.cat(out))
+
+
+@pytest.mark.parametrize("tokens", [(2, 3, 3), (0, 4, 4), (8, 0, 0)])
+def test_an_expert_without_tokens_holds_nothing_in_place(tokens: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model, x = Parallel(tokens), torch.randn(8, 5)
+    spec = derive(model, x)
+    stream = next(g for g in spec.groups.values() if g.size == WIDTH)
+    assert {(b.tensor, b.axis) for b in spec.of(stream.name)} >= {
+        ("write.weight", 0), ("up", 2), ("down", 1), ("read.weight", 1),
+    }  # fmt: skip
+    assert verify(spec, model, x).passed

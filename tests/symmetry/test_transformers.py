@@ -6,6 +6,7 @@ change places, with matrices of size eight inside each; "permutation 4" reorders
 
 from __future__ import annotations
 
+import copy
 import functools
 import runpy
 import warnings
@@ -18,9 +19,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyalign import derive
+from pyalign import align, derive
 from pyalign.errors import SymmetryError
-from pyalign.symmetry import Alignment, Kind, Role, Side, SymmetrySpec, verify
+from pyalign.symmetry import Alignment, Kind, Role, ScaledPermutation, Side, SymmetrySpec, verify
 
 from .helpers import listed
 
@@ -49,10 +50,12 @@ LATENT = {
     "topk_group": 1, "moe_intermediate_size": 12, "n_shared_experts": 1, "first_k_dense_replace": 0,
     "q_lora_rank": 12, "kv_lora_rank": 10, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 8,
 }  # fmt: skip
-STREAM, HEADS, CIRCUITS = "scaled permutation 32", "permutation 4", {"invertible 4x8": 2}
+# Values over their length keep signs; those less their mean and over their deviation only the scales of one norm.
+STREAM, SIGNED, HEADS = "scaled permutation 32", "signed permutation 32", "permutation 4"
+CIRCUITS = {"invertible 4x8": 2}
 # Two key-value heads that change places, two query heads within each that do: rotations for queries and keys, matrices
 # for values and outputs, each shared by the query heads of its key-value head.
-GROUPED = {STREAM: 1, "permutation 2": 1, "permutation 2x2": 1, "scaled rotation of pairs 2x8": 1, "invertible 2x8": 1}
+GROUPED = {SIGNED: 1, "permutation 2": 1, "permutation 2x2": 1, "scaled rotation of pairs 2x8": 1, "invertible 2x8": 1}
 GATED = {"scaled permutation 24": 1}
 
 CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]] = {
@@ -81,12 +84,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
     # The norms of queries and keys have scales inside every head: nothing rotates, heads move.
     "qwen3": (
         "Qwen3ForCausalLM", "Qwen3Config", {**SHARED, "head_dim": 8}, WRITER,
-        {STREAM: 1, "permutation 2": 1, "permutation 2x2": 1, "invertible 2x8": 1, **GATED},
+        {SIGNED: 1, "permutation 2": 1, "permutation 2x2": 1, "invertible 2x8": 1, **GATED},
     ),
-    # Scales before the residual sums allow no scales of the stream.
     "gemma2": (
         "Gemma2ForCausalLM", "Gemma2Config", {**SHARED, "head_dim": 8}, WRITER,
-        {**{k: n for k, n in GROUPED.items() if k != STREAM}, "permutation 32": 1, **GATED},
+        {**GROUPED, **GATED},
     ),
     "phi3": ("Phi3ForCausalLM", "Phi3Config", SHARED, WRITER, {**GROUPED, **GATED}),
     "bert": ("BertModel", "BertConfig", {**BODY, **WORDS}, TEXT, {HEADS: 1, "permutation 24": 1, **CIRCUITS}),
@@ -134,11 +136,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
     "gpt_oss": (
         "GptOssForCausalLM", "GptOssConfig",
         {**SHARED, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}, WRITER,
-        {STREAM: 1, "permutation 4": 1, "permutation 4x24": 1},
+        {SIGNED: 1, "permutation 4": 1, "permutation 4x24": 1},
     ),
     "olmoe": (
         "OlmoeForCausalLM", "OlmoeConfig", {**SHARED, "num_experts": 4, "num_experts_per_tok": 2}, WRITER,
-        {STREAM: 1, "permutation 4": 1, "scaled permutation 4x24": 1},
+        {SIGNED: 1, "permutation 4": 1, "scaled permutation 4x24": 1},
     ),
     "qwen2_moe": (
         "Qwen2MoeForCausalLM", "Qwen2MoeConfig",
@@ -155,7 +157,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
     "deepseek_v3": (
         "DeepseekV3ForCausalLM", "DeepseekV3Config", LATENT, WRITER,
         {
-            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1,
+            SIGNED: 1, "signed permutation 12": 1, "signed permutation 10": 1, "scaled permutation 12": 1,
             HEADS: 1, "scaled rotation of pairs 4": 1, "invertible 4x6": 1, "invertible 4x8": 1,
             "permutation 2": 1, "permutation 2x2": 1, "scaled permutation 4x12": 1,
         },
@@ -163,7 +165,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
     "mamba": (
         "MambaForCausalLM", "MambaConfig",
         {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, **MARKS}, WRITER,
-        {STREAM: 1, "permutation 64": 1, "permutation 4": 1, "invertible 2": 1},
+        {SIGNED: 1, "permutation 64": 1, "permutation 4": 1, "invertible 2": 1},
     ),
     # Heads with a decay of their own; the entries of the state are read and written by all of them alike.
     "mamba2": (
@@ -173,13 +175,14 @@ CASES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any], dict[str, int]]
             "state_size": 6, "n_groups": 1, "expand": 2, "chunk_size": 4, **MARKS,
         },
         WRITER,
-        {STREAM: 1, "scaled permutation 4": 1, "permutation 6": 1},
+        {SIGNED: 1, "scaled permutation 4": 1, "permutation 6": 1},
     ),
     # As version 3, its rotations written with complex numbers and one group of routing.
     "deepseek_v2": (
         "DeepseekV2ForCausalLM", "DeepseekV2Config", {**LATENT, "n_group": 1}, WRITER,
         {
-            STREAM: 1, "scaled permutation 12": 2, "scaled permutation 10": 1, "permutation 4": 2,
+            SIGNED: 1, "signed permutation 12": 1, "signed permutation 10": 1, "scaled permutation 12": 1,
+            "permutation 4": 2,
             "scaled rotation of pairs 4": 1, "invertible 4x6": 1, "invertible 4x8": 1, "scaled permutation 4x12": 1,
         },
     ),
@@ -320,3 +323,23 @@ def test_the_trained_pairs_architectures(name: str) -> None:
     experts = {"permutation 4x256": 4}
     assert dict(listed(spec)) == {"scaled permutation 128": 1, "permutation 4": 8, "invertible 4x32": 8, **experts}
     assert verify(spec, model, tokens).passed
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3"])
+def test_flipped_signs_of_a_stream_without_means_are_found(name: str) -> None:
+    """Written by hand: every second unit of the stream changes its sign, the scales of norms stay."""
+    model, inputs, spec = derived(name)
+    stream = next(n for n, g in spec.groups.items() if g.size == 32 and g.kind is Kind.SIGNED)
+    flips = torch.tensor([1.0, -1.0]).repeat(16)
+    flipped = copy.deepcopy(model)
+    with torch.no_grad():
+        for key, tensor in flipped.named_parameters():
+            if tensor.dim() > 1:
+                reads = not key.endswith(("o_proj.weight", "down_proj.weight"))
+                tensor.mul_(flips if reads else flips.unsqueeze(1))
+        torch.testing.assert_close(flipped(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+    found = align(model, flipped, method="weight", spec=spec, example_inputs=inputs)
+    element = found.transforms[stream]
+    assert isinstance(element, ScaledPermutation) and element.scale is not None
+    assert torch.equal(element.scale.float(), flips) or torch.equal(element.scale.float(), -flips)
+    assert_close(found.apply(flipped), model, 1e-5)

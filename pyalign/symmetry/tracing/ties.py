@@ -55,6 +55,7 @@ class Ties:
         served: Atoms of heads that share a key or a value.
         summed: Atoms of what is left of units whose inside was summed.
         reached: Atoms that went into a computation.
+        squared: Atoms of values that were squared.
         events: How many events were recorded.
     """
 
@@ -79,6 +80,7 @@ class Ties:
     served: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     summed: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     reached: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    squared: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
     events: int = 0
     _bounds: tuple[IntArray, IntArray] = field(default_factory=lambda: (np.zeros(0, np.int64), np.zeros(0, np.int64)))
 
@@ -97,6 +99,7 @@ class Ties:
         self.served = np.concatenate([self.served, np.zeros(count, bool)])
         self.summed = np.concatenate([self.summed, np.zeros(count, bool)])
         self.reached = np.concatenate([self.reached, np.zeros(count, bool)])
+        self.squared = np.concatenate([self.squared, np.zeros(count, bool)])
         self.mixing.grow(count)
         atoms = np.arange(start, start + count)
         self.origin = np.concatenate([self.origin, atoms])
@@ -292,6 +295,19 @@ class Ties:
     def unscalable(self, plane: Plane) -> bool:
         """Whether all units of a plane are known to have neither signs nor scales."""
         return bool(self.unscaled[as_array(plane.atoms)].all())
+
+    def signs_only(self, planes: Iterable[Plane]) -> None:
+        """Values that were squared: of their scales signs are left, in any product with scales of parameters."""
+        for plane in planes:
+            self.squared[as_array(plane.atoms)] = True
+
+    def prefers(self, plane: Plane, rival: Plane) -> bool:
+        """Whether a product keeps the signs of one factor rather than the scale of the other, which is a parameter's.
+
+        Signs of a stream tell networks apart; the scale of a norm that its readers take back does not.
+        """
+        one, two = (as_array(p.atoms) for p in (plane, rival))
+        return bool(self.squared[one].all()) and not self.squared[two].any() and not self.unscalable(plane)
 
     def limit_scale(self, plane: Plane, kind: Kind, reason: str) -> Plane:
         """Units of the plane may only have the signs and scales of `kind` from here on."""

@@ -36,7 +36,7 @@ def combine(
         trace: The trace.
         operands: The operands, in one index space.
         mode: What happens to scales: "add", "mul", "norm" (the last two operands, weight and bias, give theirs; the
-            others lose it), "pin" (all are lost).
+            others lose it), "length" (the same without a mean: signs of the first stay), "pin" (all are lost).
         reason: Why units are told apart where an operand without units meets one that has them.
         summed: Axes that the product is summed over afterwards ("mul" of two operands): scales cancel there.
         judged: Whether it has been noted already (or is to be, by what follows) which units may be mixed.
@@ -200,6 +200,9 @@ def _scales_multiplied(ties: Ties, operands: Sequence[Operand], reason: str) -> 
             rival = next((p for p in result if p.scaled and set(p.dims) & set(plane.dims)), None)
             if plane.scaled and rival is not None and ties.unscalable(rival):
                 result[result.index(rival)] = Plane(rival.atoms, scaled=False)
+            elif plane.scaled and rival is not None and ties.prefers(plane, rival):
+                why = "a scale of values that may have signs"
+                result[result.index(rival)] = ties.limit_scale(rival, Kind.PERMUTATION, why)
             elif plane.scaled and rival is not None:
                 plane = ties.limit_scale(plane, Kind.PERMUTATION, "multiplied with another unit's value")
             result.append(plane)
@@ -245,11 +248,27 @@ def _scales_normalised(ties: Ties, operands: Sequence[Operand], reason: str) -> 
     return [*weight.planes, *bias.planes, *(Plane(p.atoms, scaled=False) for p in x.planes)]
 
 
+def _scales_by_length(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
+    """Values over their root mean square keep their signs, rather than the scale of the norm's weight."""
+    x, weight, bias = operands
+    if ties.rewritten or bias.planes:
+        return _scales_normalised(ties, operands, reason)
+    kept = tuple(ties.limit_scale(p, Kind.SIGNED, "normalised by its length") for p in x.planes)
+    ties.signs_only(kept)
+    return _scales_multiplied(ties, [weight, Operand(kept, x.fixed)], reason)
+
+
 def _scales_lost(ties: Ties, operands: Sequence[Operand], reason: str) -> list[Plane]:
     return [ties.limit_scale(p, Kind.PERMUTATION, reason) for operand in operands for p in operand.planes]
 
 
-_SCALES = {"add": _scales_added, "mul": _scales_multiplied, "norm": _scales_normalised, "pin": _scales_lost}
+_SCALES = {
+    "add": _scales_added,
+    "mul": _scales_multiplied,
+    "norm": _scales_normalised,
+    "length": _scales_by_length,
+    "pin": _scales_lost,
+}
 
 
 def _partner(plane: Plane, other: Operand) -> Plane | None:

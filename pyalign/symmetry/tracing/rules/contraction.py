@@ -43,7 +43,8 @@ def matrix_product(trace: Trace, call: Call) -> list[Planes]:
     planes = _drop_axes(planes, [d for d, t in ((batch + 1, y), (batch, x)) if t.dim() < 2])
     if call.name == "bmm":
         trace.repeat([_repeats_of_batch(trace, x, y)])
-        trace.cross([*_crossed(trace, x, 1), *_crossed(trace, y, 2)])
+        met = _met(trace, x, y, f"product over two kinds of units, in {call.place or 'the model'}")
+        trace.cross([*_crossed(trace, x, 1, met), *_crossed(trace, y, 2, met)])
     if added is None or call.kwargs.get("beta", 1) == 0:
         return [planes]
     rank = call.out.dim()
@@ -60,10 +61,20 @@ def _repeats_of_batch(trace: Trace, x: Tensor, y: Tensor) -> Tensor | None:
     return one if one is not None and two is not None and torch.equal(one, two) else None
 
 
-def _crossed(trace: Trace, factor: Tensor, axis: int) -> list[Plane]:
+def _met(trace: Trace, x: Tensor, y: Tensor, reason: str) -> list[Plane]:
+    """Planes that share the summed axis with others, in both factors alike: they are summed over as the others are."""
+    one, two = ([p for p in trace.crossed(t) if p.dims == (axis,)] for t, axis in ((x, 2), (y, 1)))
+    if len(one) != 1 or len(two) != 1 or len(one[0].atoms.unique()) != len(two[0].atoms.unique()):
+        return []
+    xs, ys = Operand((place(one[0], [0, 1, 3], 4),)), Operand((place(two[0], [0, 3, 2], 4),))
+    contract(trace, xs, ys, {3}, reason)
+    return [*one, *two]
+
+
+def _crossed(trace: Trace, factor: Tensor, axis: int, met: Sequence[Plane]) -> list[Plane]:
     """Planes that share an axis with others stay on it where it is not summed over."""
     kept = []
-    for plane in trace.crossed(factor):
+    for plane in (p for p in trace.crossed(factor) if p not in met):
         if plane.dims == (axis,):
             trace.ties.mixing.touch([plane])
             kept.append(plane)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,17 @@ def moved(trace: Trace, call: Call, picked: frozenset[int] = frozenset()) -> lis
         if picked.issuperset(plane.dims):
             continue
         out = call.func(plane.atoms.expand(source.shape), *call.args[1:], **call.kwargs)
-        for found, atoms in zip(results, tensors_of(out), strict=True):
-            found.append(Plane(atoms, plane.scaled))
+        for found, atoms, part in zip(results, tensors_of(out), tensors_of(call.out), strict=True):
+            found.append(plane if _none_of(plane, source, part) else Plane(atoms, plane.scaled))
     counts = repeats_of(trace, call)
     trace.repeat(counts)
     return [settle(trace, planes, count) for planes, count in zip(results, counts, strict=True)]
+
+
+def _none_of(plane: Plane, source: Tensor, part: Tensor) -> bool:
+    """Whether no entry was taken, along axes that the plane does not vary on: an expert without tokens."""
+    whole = part.dim() == source.dim() and all(part.shape[d] == source.shape[d] for d in plane.dims)
+    return whole and not part.numel() and bool(source.numel())
 
 
 def reordered(trace: Trace, call: Call) -> list[Planes]:
@@ -102,15 +109,17 @@ def _settled(ties: Ties, atoms: Tensor) -> Tensor:
 
 def viewed(trace: Trace, call: Call) -> list[Planes] | None:
     """`view` for planes that have no strides for it."""
-    source, shape = call.args[0], call.out.shape
+    source = call.args[0]
     if not isinstance(call.args[1], (list, tuple, torch.Size)):
         return same(trace, call) if call.out.shape == source.shape else None
+    before, shape = ([max(size, 1) for size in t.shape] for t in (source, call.out))  # without entries: as if of one
+    if math.prod(before) != math.prod(shape):
+        return None
     count = trace.repeats(source)
-    count = None if count is None else compact(count.expand(source.shape).reshape(shape))
+    count = None if count is None else compact(count.expand(before).reshape(shape))
     trace.repeat([count])
     planes = [
-        Plane(p.atoms.expand(source.shape).reshape(shape), p.scaled)
-        for p in (*trace.planes(source), *trace.crossed(source))
+        Plane(p.atoms.expand(before).reshape(shape), p.scaled) for p in (*trace.planes(source), *trace.crossed(source))
     ]
     crossed: list[Plane] = []
     planes = [*settle(trace, planes, count, crossed)]

@@ -119,7 +119,8 @@ def _affine(
     rank = call.args[0].dim()
     affine = [Operand(()) if t is None else trace.operand(t, dims, rank) for t in (weight, bias)]
     reason = f"{call.name} of values that belong to no unit"
-    return combine(trace, [x, *statistics, *affine], "norm", reason, judged=judged)
+    mode = "length" if "rms" in call.name else "norm"
+    return combine(trace, [x, *statistics, *affine], mode, reason, judged=judged)
 
 
 RULES: dict[str, Rule] = {

@@ -228,7 +228,10 @@ def power(trace: Trace, call: Call) -> list[Planes] | None:
         return pointwise(trace, call)
     planes = trace.planes(call.args[0])
     trace.suspend(Pending(call.args[0], planes))
-    return [restrict(trace, planes, Kind.PERMUTATION, "pow commutes with permutations only", judged=True)]
+    kind = Kind.PERMUTATION if trace.ties.rewritten else Kind.SIGNED  # what rewrites follows scales of parameters alone
+    kept = restrict(trace, planes, kind, "squared, which leaves no more than signs free", judged=True)
+    trace.ties.signs_only(kept)
+    return [tuple(Plane(p.atoms, scaled=False) for p in kept)]
 
 
 def div(trace: Trace, call: Call) -> list[Planes]:

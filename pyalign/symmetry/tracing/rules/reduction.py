@@ -72,6 +72,12 @@ def ordered(trace: Trace, call: Call) -> list[Planes]:
     return [planes] * len(tensors_of(call.out))
 
 
+def found(trace: Trace, call: Call) -> list[Planes]:
+    """nonzero: units along every axis become numbers, so they stay."""
+    pin(trace, trace.planes(call.args[0]), "nonzero turns units into numbers")
+    return [()]
+
+
 def softmax(trace: Trace, call: Call) -> list[Planes]:
     """softmax: symmetric along its axis, which stays."""
     planes = trace.planes(call.args[0])
@@ -143,6 +149,7 @@ RULES: dict[str, Rule] = {
     ),
     "col2im": folded,
     **dict.fromkeys(("argmax", "argmin"), positions),
+    "nonzero": found,
     **dict.fromkeys(
         ("sort", "topk", "cumsum", "cumprod", "logcumsumexp", "cummax", "cummin", "argsort", "kthvalue", "mode"),
         ordered,
