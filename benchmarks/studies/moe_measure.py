@@ -53,15 +53,15 @@ def frozen(
     rows = [measured(name, seeds, "none", spec.identity(), ends, data, points)]
     for how in experts:
         found = pyalign.align(a, b, method=WeightMatching(experts=how), spec=spec, verify=False)
-        if how == "exact" and learning is not None:
-            method = LearnedMatching(start=found, steps=len(learning), lead=LEAD)
-            learned = method.match(Problem(a, b, spec, learning))
-            rows.append(measured(name, seeds, "learned from exact", learned, ends, data, points))
         known = next((r for r in rows[1:] if r.orders == expert_orders(found)), None)
         if known is None:
             rows.append(measured(name, seeds, how, found, ends, data, points))
         else:
             rows.append(replace(known, method=how))
+    if learning is not None:
+        start = pyalign.align(a, b, method=WeightMatching(), spec=spec, verify=False)
+        learned = LearnedMatching(start=start, steps=len(learning), lead=LEAD).match(Problem(a, b, spec, learning))
+        rows.append(measured(name, seeds, "learned", learned, ends, data, points))
     if not inputs:
         return rows
     seen = pyalign.align(a, b, inputs, method="activation", spec=spec, verify=False)
