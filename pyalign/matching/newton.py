@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pyalign.matching.slices import total_of
 from pyalign.symmetry import AxisBinding
 
 __all__ = ["Logarithms", "newton_step"]
@@ -31,6 +32,7 @@ class Logarithms:
         sizes: Number of units by group.
         bindings: Where the factors of each group act.
         shapes: Shape of each tensor.
+        device: Where the tensors are; there the logarithms are too.
     """
 
     def __init__(
@@ -38,14 +40,14 @@ class Logarithms:
         sizes: Mapping[str, int],
         bindings: Mapping[str, Sequence[AxisBinding]],
         shapes: Mapping[str, Sequence[int]],
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.sizes = sizes
+        self.sizes, self._device = sizes, device
         self._on = [
-            (group, binding, _units_of(binding, shapes[binding.tensor]))
+            (group, binding, _units_of(binding, shapes[binding.tensor]).to(device))
             for group in sizes
             for binding in bindings[group]
         ]
-        self._shapes = shapes
 
     def on_entries(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums of the logarithms on the entries of each tensor, of shapes that broadcast to those of the tensors."""
@@ -58,7 +60,8 @@ class Logarithms:
 
     def by_unit(self, entries: Entries, squared: bool = False) -> Vectors:
         """The transpose: sums over the entries of each unit, with the sign of its exponent there unless `squared`."""
-        found = {group: torch.zeros(size, dtype=torch.float64) for group, size in self.sizes.items()}
+        zeros = (torch.zeros(size, dtype=torch.float64, device=self._device) for size in self.sizes.values())
+        found = dict(zip(self.sizes, zeros, strict=True))
         for group, binding, _ in self._on:
             found[group] += binding.totals(entries[binding.tensor]) * (1 if squared else binding.side.power)
         return found
@@ -80,7 +83,8 @@ def newton_step(logarithms: Logarithms, a: Entries, b: Entries) -> Vectors:
     """
     gradient = logarithms.by_unit({name: b[name] - a[name] for name in a})
     step = _solved(logarithms, {name: a[name] + b[name] for name in a}, gradient)
-    largest = max((float(s.abs().max()) for s in step.values() if len(s)), default=0.0)
+    peaks = [s.abs().max() for s in step.values() if len(s)]
+    largest = float(torch.stack(peaks).max()) if peaks else 0.0
     size = min(1.0, _LARGEST / max(largest, 1e-300))
     for _ in range(_HALVINGS):
         trial = {group: size * s for group, s in step.items()}
@@ -116,12 +120,12 @@ def _solved(logarithms: Logarithms, curvature: Entries, gradient: Vectors) -> Ve
 
 def _rise(moves: Entries, a: Entries, b: Entries) -> float:
     """How much the function rises; infinite where it leaves what numbers can hold."""
-    rise = sum(float((a[name] * torch.expm1(-s) + b[name] * torch.expm1(s)).sum()) for name, s in moves.items())
+    rise = total_of([(a[name] * torch.expm1(-s) + b[name] * torch.expm1(s)).sum() for name, s in moves.items()])
     return rise if rise == rise else float("inf")
 
 
 def _dot(one: Vectors, two: Vectors) -> float:
-    return sum(float(torch.dot(v, two[group])) for group, v in one.items())
+    return total_of([torch.dot(v, two[group]) for group, v in one.items()])
 
 
 def _units_of(binding: AxisBinding, shape: Sequence[int]) -> Tensor:

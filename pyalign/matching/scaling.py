@@ -98,7 +98,7 @@ class _Energies:
                 self.b[name] = act(_energy(b[name], here).to(self._home), here, elements, 2)
         shapes = {name: energy.shape for name, energy in self.a.items()}
         sizes = {name: group.size for name, group in self.groups.items()}
-        self._logarithms = Logarithms(sizes, self.bindings, shapes)
+        self._logarithms = Logarithms(sizes, self.bindings, shapes, self._home)
 
     @property
     def total(self) -> float:
@@ -145,7 +145,7 @@ class _Energies:
         for name, rise in self._logarithms.on_entries(steps).items():
             self.a[name], self.b[name] = self.a[name] / rise.exp(), self.b[name] * rise.exp()
         for group, rise in steps.items():
-            self.factors[group] *= rise.exp()
+            self.factors[group] *= rise.exp().cpu()
 
 
 def _counts(binding: AxisBinding) -> bool:
