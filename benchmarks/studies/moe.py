@@ -171,7 +171,7 @@ def words(scale: Scale) -> str:
         f"units, {scale.scratch_steps} steps; all classes: with the scales of the norms folded into their readers. "
         f"Learned: gone on from there by descent on the loss between the models, in steps of {scale.batch} windows "
         f"({learned}). Orders are ranked by their barrier at t = 0, .5, 1; above the best order: "
-        f" (barrier - best) / (naive - best). With experts averaged as functions: loss at t = .5 above that of "
+        f"(barrier - best) / (naive - best). With experts averaged as functions: loss at t = .5 above that of "
         f"the ends, of naive, where matched experts answer with the mean of their answers, not with mean weights, "
         f"under the mean router. Cosines: of the weights in and out of matched units, and of each unit with the "
         f"nearest one of the matched expert, taken or not. {platform.machine()}, torch {torch.__version__}."

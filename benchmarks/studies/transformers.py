@@ -102,8 +102,9 @@ class Study:
         return self._folded
 
     def plain(self) -> SymmetrySpec:
-        """The permutations of the models as they are."""
-        return derive(self.a, self.given.inputs[0][:2], within=Kind.PERMUTATION)
+        """The permutations of the models as they are; heads move as wholes, as in the paper."""
+        spec = derive(self.a, self.given.inputs[0][:2], within=Kind.PERMUTATION)
+        return pyalign.declare(self.a, {}, base=spec, fixed=sorted(spec.placed))
 
     def measured(self, method: str) -> Barrier:
         """The barrier of a method."""
