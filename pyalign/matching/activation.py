@@ -150,8 +150,8 @@ class ActivationMatching:
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in _by_group(seen, shared).items()}
         groups = [group for group in reordered(spec) if group.name not in late]
-        elements = spec.identity().reorderings | self._solution(groups, evidence, seen, shared).elements
-        moved: nn.Module = Alignment(spec, completed(spec, elements)).apply(problem.model_b)
+        solution = self._solution(groups, evidence, seen, shared)
+        moved: nn.Module = Alignment(spec, completed(spec, solution.elements)).apply(problem.model_b)
         return moved
 
     def _solution(

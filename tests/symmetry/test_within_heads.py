@@ -172,3 +172,40 @@ def test_training_goes_on_alike_after_a_move() -> None:
     expected = moving.apply(state_of(model))
     for name, tensor in state_of(other).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-10, atol=1e-12)
+
+
+class Fused(nn.Module):
+    """Queries, and keys and values that they share, from one layer: each kind for itself, or key after key."""
+
+    def __init__(self, shared: int, by_key: bool) -> None:
+        super().__init__()
+        self.runs, self.shared, self.by_key = 4 // shared, shared, by_key
+        self.stem, self.qkv = nn.Linear(8, 10), nn.Linear(10, (4 + 2 * shared) * WIDTH)
+        self.o, self.head = nn.Linear(4 * WIDTH, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.qkv(torch.tanh(self.stem(x)))
+        if self.by_key:
+            parts = x.unflatten(-1, (self.shared, -1, WIDTH)).split([self.runs, 1, 1], -2)
+            q, k, v = (part.flatten(-3, -2).transpose(1, 2) for part in parts)
+        else:
+            sizes = [4 * WIDTH, self.shared * WIDTH, self.shared * WIDTH]
+            q, k, v = (part.unflatten(-1, (-1, WIDTH)).transpose(1, 2) for part in x.split(sizes, -1))
+        k, v = (t.repeat_interleave(self.runs, 1) for t in (k, v))
+        scores = (q @ k.mT / math.sqrt(WIDTH)).softmax(-1)
+        return self.head(torch.tanh(self.o((scores @ v).transpose(1, 2).flatten(2))))
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("kind", [Kind.PERMUTATION, Kind.SIGNED])
+def test_activations_tell_queries_from_the_keys_beside_them(shared: int, by_key: bool, kind: Kind) -> None:
+    torch.manual_seed(1)
+    model = Fused(shared, by_key).double().eval()
+    spec = derive(model, INPUTS, within=kind)
+    moved = spec.random(7).apply(model)
+    data = torch.randn(16, 32, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = pyalign.align(model, moved, list(data), method=ActivationMatching(), spec=spec, progress=False)
+    old, new = state_of(model), found.apply(state_of(moved))
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], rtol=1e-9, atol=1e-9)
