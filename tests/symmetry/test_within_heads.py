@@ -77,6 +77,20 @@ def test_the_groups_are_those_written_by_hand(shape: str, kind: Kind) -> None:
     assert not any(site.group in spec.placed and site.positions.shape[0] != shared * WIDTH for site in spec.sites)
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_can_be_restricted_to_every_class(shape: str, kind: Kind) -> None:
+    """Blocks that may not move stay in the spec where what is within them may."""
+    model = network(shape)
+    spec = derive(model, INPUTS, within=Kind.INVERTIBLE).within(kind)
+    assert all(group.kind <= kind for group in spec.groups.values())
+    assert all(spec.groups[g.structure.outer] for g in spec.groups.values() if isinstance(g.structure, Wreath))
+    assert spec.verify(model, INPUTS).error < 1e-12
+    moved = spec.random(0).apply(model)
+    found = pyalign.align(model, moved, spec=spec, method=WeightMatching(), progress=False)
+    assert found.objective is not None and found.objective > -1e-12
+
+
 def test_an_element_moves_blocks_and_what_is_within_them() -> None:
     """Against the same written out with loops: a group of keys, its queries, and the units within each."""
     model = network("keys of groups")
