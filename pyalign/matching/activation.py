@@ -96,7 +96,7 @@ class ActivationMatching:
         collected = time.perf_counter()
         by_group = _by_group(seen, shared)
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
-        chosen, idle = evidence_by_choices(problem, evidence, by_group)
+        chosen, idle = evidence_by_choices(problem, evidence, by_group, self.mask)
         solution = self._solution(reordered(spec), {**evidence, **chosen}, seen, shared)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
