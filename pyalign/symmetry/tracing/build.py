@@ -228,27 +228,28 @@ def _sites_within(
     Entries that are units of different classes besides (queries beside the keys that they share, in a fused layer) are
     sites of their own.
     """
+    if not inside:
+        return []
+    number, unit = np.full((2, int(coordinates.max()) + 1), -1)
+    for n, m in enumerate(inside.values()):
+        own = coordinates[m.places[0][1][:, 0]]
+        number[own], unit[own] = n, np.arange(m.size)
+    sizes = [m.size for m in inside.values()]
+    shown: list[list[tuple[Sight, Tensor]]] = [[] for _ in inside]
     axes: dict[tuple[str, int, str, int], set[int]] = {}
-    for sight in sights if inside else ():
-        units = bool((slots.owner[slots.units.unit[sight.plane.atoms.reshape(-1).numpy()]] >= 0).any())
-        axes.setdefault(sight.key, set()).update([sight.axis] if units else [])
-    sites = []
-    for name, m in inside.items():
-        unit = np.full(int(coordinates.max()) + 1, -1)
-        unit[coordinates[m.places[0][1][:, 0]]] = np.arange(m.size)
-        shown = []
-        for sight in sights:
-            atoms = sight.plane.atoms.reshape(-1).numpy()
-            here = unit[coordinates[atoms]]
-            owner = slots.owner[slots.units.unit[atoms]]
-            for one in np.unique(owner[here >= 0]):
-                places = np.flatnonzero((here >= 0) & (owner == one))
-                counts = np.bincount(here[places], minlength=m.size)
-                if counts.min() == counts.max():
-                    order = places[np.argsort(here[places], kind="stable")]
-                    shown.append((sight, torch.from_numpy(order.reshape(m.size, -1))))
-        sites += _best(name, shown, axes)
-    return sites
+    for sight in sights:
+        atoms = sight.plane.atoms.reshape(-1).numpy()
+        owner, here = slots.owner[slots.units.unit[atoms]], number[coordinates[atoms]]
+        axes.setdefault(sight.key, set()).update([sight.axis] if (owner >= 0).any() else [])
+        places = np.flatnonzero(here >= 0)
+        for n, one in np.unique(np.stack([here[places], owner[places]], 1), axis=0).tolist():
+            own = places[(here[places] == n) & (owner[places] == one)]
+            units = unit[coordinates[atoms[own]]]
+            counts = np.bincount(units, minlength=sizes[n])
+            if counts.min() == counts.max():
+                order = own[np.argsort(units, kind="stable")]
+                shown[n].append((sight, torch.from_numpy(order.reshape(sizes[n], -1))))
+    return [site for name, found in zip(inside, shown, strict=True) for site in _best(name, found, axes)]
 
 
 def _best(
