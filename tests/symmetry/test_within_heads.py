@@ -223,3 +223,13 @@ def test_activations_tell_queries_from_the_keys_beside_them(shared: int, by_key:
     old, new = state_of(model), found.apply(state_of(moved))
     for name in old:
         torch.testing.assert_close(new[name], old[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_heads_in_place_are_not_said_to_be_unseen(shape: str) -> None:
+    """They are known by the units that they hold, or by each of their entries."""
+    model = network(shape)
+    spec = derive(model, INPUTS)
+    found = pyalign.align(model, model, [INPUTS], method=ActivationMatching(), spec=spec, progress=False)
+    assert all(element.is_identity for element in found.transforms.values())
+    assert not [note for note in found.notes if "no activations" in note]
