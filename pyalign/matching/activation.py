@@ -20,7 +20,7 @@ from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
 from pyalign.statistics.sites import SITES, shared_sites
-from pyalign.symmetry import Alignment, Group, ScaledPermutation, Site, SymmetrySpec, state_of
+from pyalign.symmetry import Alignment, Group, ScaledPermutation, Site, SymmetrySpec, Wreath, state_of
 from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
@@ -96,7 +96,7 @@ class ActivationMatching:
         collected = time.perf_counter()
         by_group = _by_group(seen, shared)
         evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
-        chosen, idle = evidence_by_choices(problem, evidence, by_group)
+        chosen, idle = evidence_by_choices(problem, evidence, by_group, self.mask)
         solution = self._solution(reordered(spec), {**evidence, **chosen}, seen, shared)
         matched = time.perf_counter()
         engine = {m.backend for m in seen.values()}
@@ -121,7 +121,7 @@ class ActivationMatching:
             correlation_after=after,
             backends={k: v for k, v in backends.items() if v},
             seconds={"activations": collected - began, "matching": matched - collected},
-            notes=(*_notes(spec, evidence, solution, hidden), *idle, *_early(crossed - late)),
+            notes=(*_notes(spec, evidence, shared, solution, hidden), *idle, *_early(crossed - late)),
         )
         return replace(answer, notes=(*answer.notes, *expert_notes(answer)))
 
@@ -150,8 +150,8 @@ class ActivationMatching:
         spec = problem.spec
         evidence = {name: self._evidence(moments) for name, moments in _by_group(seen, shared).items()}
         groups = [group for group in reordered(spec) if group.name not in late]
-        elements = spec.identity().reorderings | self._solution(groups, evidence, seen, shared).elements
-        moved: nn.Module = Alignment(spec, completed(spec, elements)).apply(problem.model_b)
+        solution = self._solution(groups, evidence, seen, shared)
+        moved: nn.Module = Alignment(spec, completed(spec, solution.elements)).apply(problem.model_b)
         return moved
 
     def _solution(
@@ -229,7 +229,7 @@ def _along(correlation: Tensor, element: ScaledPermutation) -> float:
 
 
 def _notes(
-    spec: SymmetrySpec, evidence: Mapping[str, Evidence], solution: Solution, by_weights: Sequence[str]
+    spec: SymmetrySpec, evidence: Mapping[str, Evidence], shared: Shared, solution: Solution, by_weights: Sequence[str]
 ) -> list[str]:
     notes = [f"units within experts are matched by weights: {', '.join(by_weights)}"] if by_weights else []
     for name, found in evidence.items():
@@ -239,9 +239,9 @@ def _notes(
         if any(dead):
             notes.append(f"group {name!r}: {dead[0]} dead units in A, {dead[1]} in B, matched among themselves last")
     still = [name for name, element in solution.elements.items() if element.is_identity]
-    unseen = [
-        g.name for g in spec.groups.values() if g.name not in evidence and g.name in still and g.name not in by_weights
-    ]
+    known = {*evidence, *shared, *by_weights}  # blocks are known by the units that they hold
+    known |= {g.structure.outer for g in spec.groups.values() if g.name in known and isinstance(g.structure, Wreath)}
+    unseen = [name for name in spec.groups if name in still and name not in known]
     if unseen:
         shown = ", ".join(repr(n) for n in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         notes.append(f"left in place, since no activations of theirs were seen: {shown}")

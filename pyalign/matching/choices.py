@@ -11,12 +11,16 @@ from pyalign.matching.experts import expert_groups
 from pyalign.matching.problem import Problem
 from pyalign.statistics.choices import common_choices, expert_counts, selected_experts
 from pyalign.statistics.moments import Moments
+from pyalign.statistics.padding import Mask
 
 __all__ = ["evidence_by_choices"]
 
 
 def evidence_by_choices(
-    problem: Problem, evidence: Mapping[str, Evidence], sites: Mapping[str, Sequence[Moments]]
+    problem: Problem,
+    evidence: Mapping[str, Evidence],
+    sites: Mapping[str, Sequence[Moments]],
+    mask: Mask = "attention_mask",
 ) -> tuple[dict[str, Evidence], list[str]]:
     r"""Experts compared by who goes to them: the share of choices in common, and how alike their scores vary.
 
@@ -29,7 +33,8 @@ def evidence_by_choices(
     if not expert_groups(problem.spec) or problem.data is None or isinstance(problem.data, Iterator):
         return {}, []
     found, notes = {}, []
-    sides = [selected_experts(model, problem.spec, problem.data) for model in (problem.model_a, problem.model_b)]
+    models = (problem.model_a, problem.model_b)
+    sides = [selected_experts(model, problem.spec, problem.data, mask) for model in models]
     for name, own in evidence.items():
         if name not in sides[0] or name not in sides[1]:
             continue

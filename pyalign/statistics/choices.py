@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyalign.statistics.batches import checked, split
 from pyalign.statistics.forward import evaluating, respond
+from pyalign.statistics.padding import Mask, padding_of
 from pyalign.symmetry import SymmetrySpec, Wreath
 from pyalign.symmetry.locate import ModuleScope
 
@@ -34,13 +35,16 @@ def expert_layers_of(spec: SymmetrySpec) -> dict[str, str]:
     return found
 
 
-def selected_experts(model: nn.Module, spec: SymmetrySpec, data: Iterable[Any]) -> dict[str, Tensor]:
+def selected_experts(
+    model: nn.Module, spec: SymmetrySpec, data: Iterable[Any], mask: Mask = "attention_mask"
+) -> dict[str, Tensor]:
     """The numbers of the experts that every token is sent to.
 
     Args:
         model: The model; runs in evaluation mode and is left as found.
         spec: Its symmetry, with the order of its experts.
         data: Batches, read once.
+        mask: Where a batch carries its padding mask, see `padding_of`; tokens that are padding are left out.
 
     Returns:
         Per layer of experts the numbers, shape (tokens, chosen), int64, in the order of the data; layers in which every
@@ -51,10 +55,15 @@ def selected_experts(model: nn.Module, spec: SymmetrySpec, data: Iterable[Any]) 
     with evaluating(model):
         for number, batch in enumerate(checked(data)):
             watch.last.clear()
+            inputs = split(batch)[0]
+            padding = padding_of(inputs, mask)
+            kept = None if padding is None else padding.reshape(-1).cpu()
             with scope, watch:
-                respond(model, split(batch)[0], number)
+                respond(model, inputs, number)
             for name, chosen in watch.last.items():
-                watch.seen.setdefault(name, []).append(chosen.reshape(-1, chosen.shape[-1]).cpu())
+                rows = chosen.reshape(-1, chosen.shape[-1]).cpu()
+                tokens = slice(None) if kept is None or len(kept) != len(rows) else kept
+                watch.seen.setdefault(name, []).append(rows[tokens])
     return {name: torch.cat(parts) for name, parts in watch.seen.items()}
 
 

@@ -45,19 +45,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
     """The spec as plain lists, numbers and strings."""
     return {
         "groups": [_group_to(g) for g in spec.groups.values()],
-        "bindings": [
-            [
-                b.tensor,
-                b.axis,
-                b.group,
-                b.side.value,
-                b.role.value,
-                _positions_to(b.positions),
-                b.blocks,
-                b.placed or False,
-            ]
-            for b in spec.bindings
-        ],
+        "bindings": [_binding_to(b) for b in spec.bindings],
         "sites": [
             [s.group, s.module, s.call, s.op, s.index, s.axis, s.width, _positions_to(s.positions), s.nonlinear]
             + [True] * s.crossed

@@ -139,7 +139,8 @@ class SymmetrySpec:
         """The part of this symmetry that stays in a smaller class, such as `Kind.PERMUTATION`.
 
         Args:
-            kind: The class that every group is restricted to; groups that then cannot move are left out.
+            kind: The class that every group is restricted to; groups that then cannot move are left out, unless they
+                are the blocks of groups that can.
 
         Example:
             >>> from pyalign import derive
@@ -148,10 +149,13 @@ class SymmetrySpec:
             ['permutation']
         """
         kept: dict[str, Group] = {}
-        for name, group in self.groups.items():
+        blocks: set[str] = set()
+        for group in reversed(self.outer_first()):
             allowed = group.kind & kind
-            if not (allowed is Kind.IDENTITY is not group.kind):
-                kept[name] = replace(group, kind=allowed)
+            if group.name in blocks or not (allowed is Kind.IDENTITY is not group.kind):
+                kept[group.name] = replace(group, kind=allowed)
+                blocks |= {group.structure.outer} if isinstance(group.structure, Wreath) else set()
+        kept = {name: kept[name] for name in self.groups if name in kept}
         return replace(
             self,
             groups=kept,

@@ -80,11 +80,12 @@ def test_data_that_can_be_read_once_is_read_once(pair: tuple[nn.Module, nn.Modul
     assert any("read only once" in note and "tokens.0" in note for note in found.notes)
 
 
-def test_products_before_the_crossing_show_units_by_themselves() -> None:
+def test_no_site_holds_the_samples_that_the_model_was_derived_with() -> None:
+    """The product with the columns has them on one axis with the samples, so they are seen beside the rows only."""
     torch.manual_seed(0)
     model, x = Crossing(), torch.randn(200, 4, 5)
-    spec = derive(model, x)
-    assert spec.sites and len(spec.groups) == 2 and not any(site.crossed for site in spec.sites)
+    spec = derive(model, x[:8])
+    assert {site.group: site.crossed for site in spec.sites} == {"rows": False, "out": True}
     assert error(model, spec.random(1, Kind.PERMUTATION).apply(model), spec, [x]) == 0
 
 
@@ -92,3 +93,31 @@ def test_nothing_is_put_off_where_all_cross_each_other() -> None:
     spec = derive(Crossing(), torch.randn(8, 4, 5))
     crossed = replace(spec, sites=tuple(replace(site, crossed=True) for site in spec.sites))
     assert crossed_groups(crossed) == frozenset()
+
+
+class OverChannels(nn.Module):
+    """Attention whose inside may be mixed, between channels: every entry is seen once for each of them."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.heads, self.stem, self.tokens = heads, nn.Linear(8, 7), nn.Linear(9, 5)
+        self.q, self.k, self.v, self.o = (nn.Linear(*size) for size in ((5, 6), (5, 6), (5, 6), (6, 5)))
+        self.mix, self.head = nn.Linear(5, 2), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.tokens(torch.tanh(self.stem(x)).mT))
+        q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        x = x + self.o(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return torch.as_tensor(self.head(torch.tanh(self.mix(x)).mT))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("kind", [Kind.PERMUTATION, Kind.INVERTIBLE])
+def test_what_is_within_blocks_is_put_off_too(heads: int, kind: Kind) -> None:
+    """Also where a group could be mixed: the move that puts the others in order mixes nothing."""
+    torch.manual_seed(0)
+    model, x = OverChannels(heads).double(), torch.randn(300, 9, 8, dtype=torch.float64)
+    spec = derive(model, x[:4], within=kind)
+    late = crossed_groups(spec)
+    assert late == set(spec.groups) - {"stem"} and {site.group for site in spec.sites if site.crossed} == late
+    assert error(model, spec.random(1, Kind.PERMUTATION).apply(model), spec, [x]) < 1e-9

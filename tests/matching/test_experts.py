@@ -121,6 +121,21 @@ def test_busy_experts_are_matched_with_busy_ones_whatever_scores_vary_with() -> 
     assert set(expert_orders(found)[name][:2]) == {0, 1}
 
 
+def test_padding_chooses_no_experts() -> None:
+    """A padded token is no sample: neither of who goes where, nor of which expert is alive."""
+    model, spec = planted(after, gathered)
+    (name,) = expert_groups(spec)
+    padded = torch.cat([X, torch.full((3, 50, 3), 9.0)], 1)
+    real = selected_experts(model, spec, [X])[name]
+    assert torch.equal(selected_experts(model, spec, [padded], lambda x: x[..., 0] != 9.0)[name], real)
+    twin = spec.random(3, Kind.PERMUTATION).apply(model)
+    answers = [
+        pyalign.align(model, twin, [x], method=ActivationMatching(mask=mask), spec=spec, verify=False)
+        for x, mask in ((X, "attention_mask"), (padded, lambda x: x[..., 0] != 9.0))
+    ]
+    assert answers[0].objective == pytest.approx(answers[1].objective, abs=1e-4)
+
+
 def test_common_choices_are_counted_pair_by_pair() -> None:
     generator = torch.Generator().manual_seed(0)
     one, two = (torch.rand(30, 5, generator=generator).topk(k).indices for k in (2, 3))

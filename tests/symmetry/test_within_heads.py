@@ -77,6 +77,20 @@ def test_the_groups_are_those_written_by_hand(shape: str, kind: Kind) -> None:
     assert not any(site.group in spec.placed and site.positions.shape[0] != shared * WIDTH for site in spec.sites)
 
 
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_can_be_restricted_to_every_class(shape: str, kind: Kind) -> None:
+    """Blocks that may not move stay in the spec where what is within them may."""
+    model = network(shape)
+    spec = derive(model, INPUTS, within=Kind.INVERTIBLE).within(kind)
+    assert all(group.kind <= kind for group in spec.groups.values())
+    assert all(spec.groups[g.structure.outer] for g in spec.groups.values() if isinstance(g.structure, Wreath))
+    assert spec.verify(model, INPUTS).error < 1e-12
+    moved = spec.random(0).apply(model)
+    found = pyalign.align(model, moved, spec=spec, method=WeightMatching(), progress=False)
+    assert found.objective is not None and found.objective > -1e-12
+
+
 def test_an_element_moves_blocks_and_what_is_within_them() -> None:
     """Against the same written out with loops: a group of keys, its queries, and the units within each."""
     model = network("keys of groups")
@@ -172,3 +186,50 @@ def test_training_goes_on_alike_after_a_move() -> None:
     expected = moving.apply(state_of(model))
     for name, tensor in state_of(other).items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-10, atol=1e-12)
+
+
+class Fused(nn.Module):
+    """Queries, and keys and values that they share, from one layer: each kind for itself, or key after key."""
+
+    def __init__(self, shared: int, by_key: bool) -> None:
+        super().__init__()
+        self.runs, self.shared, self.by_key = 4 // shared, shared, by_key
+        self.stem, self.qkv = nn.Linear(8, 10), nn.Linear(10, (4 + 2 * shared) * WIDTH)
+        self.o, self.head = nn.Linear(4 * WIDTH, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.qkv(torch.tanh(self.stem(x)))
+        if self.by_key:
+            parts = x.unflatten(-1, (self.shared, -1, WIDTH)).split([self.runs, 1, 1], -2)
+            q, k, v = (part.flatten(-3, -2).transpose(1, 2) for part in parts)
+        else:
+            sizes = [4 * WIDTH, self.shared * WIDTH, self.shared * WIDTH]
+            q, k, v = (part.unflatten(-1, (-1, WIDTH)).transpose(1, 2) for part in x.split(sizes, -1))
+        k, v = (t.repeat_interleave(self.runs, 1) for t in (k, v))
+        scores = (q @ k.mT / math.sqrt(WIDTH)).softmax(-1)
+        return self.head(torch.tanh(self.o((scores @ v).transpose(1, 2).flatten(2))))
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+@pytest.mark.parametrize("shared", [1, 2])
+@pytest.mark.parametrize("kind", [Kind.PERMUTATION, Kind.SIGNED])
+def test_activations_tell_queries_from_the_keys_beside_them(shared: int, by_key: bool, kind: Kind) -> None:
+    torch.manual_seed(1)
+    model = Fused(shared, by_key).double().eval()
+    spec = derive(model, INPUTS, within=kind)
+    moved = spec.random(7).apply(model)
+    data = torch.randn(16, 32, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = pyalign.align(model, moved, list(data), method=ActivationMatching(), spec=spec, progress=False)
+    old, new = state_of(model), found.apply(state_of(moved))
+    for name in old:
+        torch.testing.assert_close(new[name], old[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_heads_in_place_are_not_said_to_be_unseen(shape: str) -> None:
+    """They are known by the units that they hold, or by each of their entries."""
+    model = network(shape)
+    spec = derive(model, INPUTS)
+    found = pyalign.align(model, model, [INPUTS], method=ActivationMatching(), spec=spec, progress=False)
+    assert all(element.is_identity for element in found.transforms.values())
+    assert not [note for note in found.notes if "no activations" in note]

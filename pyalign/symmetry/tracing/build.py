@@ -83,7 +83,7 @@ def build_spec(
     fixed = _fixed(ties, layout, {(b.tensor, b.axis) for b in bindings})
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
-    sites = _sites(sights, slots, units.classes) + _sites_within(sights, inside, coordinates_of(ties))
+    sites = _sites(sights, slots, units.classes) + _sites_within(sights, slots, inside, coordinates_of(ties))
     place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
     sites.sort(key=lambda s: place[s.key])
     return SymmetrySpec(groups, tuple(bindings), tuple(sites), fixed, dict(shapes), aliases, tuple(notes))
@@ -209,47 +209,65 @@ def _fixed(
 
 
 def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> list[Site]:
-    """Observation sites: for each class the sights of the best rank that show all of its units.
-
-    Those where no other axis carries units come first: there the samples of two models correspond.
-    """
-    shown = [(sight, slots.on_axis(sight.plane.atoms.reshape(-1).numpy())) for sight in sights]
+    """Observation sites: for each class the sights of the best rank that show all of its units."""
+    found: dict[int, list[tuple[Sight, Tensor]]] = {id(c): [] for c in classes}
     axes: dict[tuple[str, int, str, int], set[int]] = {}
-    for sight, here in shown:
+    for sight in sights:
+        here = slots.on_axis(sight.plane.atoms.reshape(-1).numpy())
         axes.setdefault(sight.key, set()).update([sight.axis] if here else [])
-    found: dict[int, list[tuple[tuple[bool, int], Sight, Tensor]]] = {id(c): [] for c in classes}
-    for sight, here in shown:
         for key, positions in here.items():
-            found[key].append(((axes[sight.key] != {sight.axis}, sight.rank), sight, positions))
-    sites = []
-    for c in classes:
-        ranks = [rank for rank, _, _ in found[id(c)]]
-        for rank, sight, positions in found[id(c)]:
-            if rank == min(ranks):
-                width = sight.plane.atoms.numel()
-                crossed, grade = rank
-                sites.append(Site(c.name, *sight.key, sight.axis, width, positions, grade <= 1, crossed))
-    return sites
+            found[key].append((sight, positions))
+    return [site for c in classes for site in _best(c.name, found[id(c)], axes)]
 
 
-def _sites_within(sights: Sequence[Sight], inside: Mapping[str, Mixture], coordinates: IntArray) -> list[Site]:
-    """Observation sites of the groups within blocks: the sights of the best rank that show all of their units."""
-    sites = []
-    for name, m in inside.items():
-        unit = np.full(int(coordinates.max()) + 1, -1)
-        unit[coordinates[m.places[0][1][:, 0]]] = np.arange(m.size)
-        shown = []
-        for sight in sights:
-            here = unit[coordinates[sight.plane.atoms.reshape(-1).numpy()]]
-            places = np.flatnonzero(here >= 0)
-            counts = np.bincount(here[places], minlength=m.size)
-            if len(places) and counts.min() == counts.max():
-                order = places[np.argsort(here[places], kind="stable")]
-                shown.append((sight, len(here), torch.from_numpy(order.reshape(m.size, -1))))
-        best = min((sight.rank for sight, _, _ in shown), default=0)
-        sites += [
-            Site(name, *sight.key, sight.axis, width, positions, nonlinear=sight.rank <= 1)
-            for sight, width, positions in shown
-            if sight.rank == best
-        ]
-    return sites
+def _sites_within(
+    sights: Sequence[Sight], slots: Slots, inside: Mapping[str, Mixture], coordinates: IntArray
+) -> list[Site]:
+    """Observation sites of the groups within blocks: the sights of the best rank that show all of their units.
+
+    Entries that are units of different classes besides (queries beside the keys that they share, in a fused layer) are
+    sites of their own.
+    """
+    if not inside:
+        return []
+    number, unit = np.full((2, int(coordinates.max()) + 1), -1)
+    for n, m in enumerate(inside.values()):
+        own = coordinates[m.places[0][1][:, 0]]
+        number[own], unit[own] = n, np.arange(m.size)
+    sizes = [m.size for m in inside.values()]
+    shown: list[list[tuple[Sight, Tensor]]] = [[] for _ in inside]
+    axes: dict[tuple[str, int, str, int], set[int]] = {}
+    for sight in sights:
+        atoms = sight.plane.atoms.reshape(-1).numpy()
+        owner, here = slots.owner[slots.units.unit[atoms]], number[coordinates[atoms]]
+        axes.setdefault(sight.key, set()).update([sight.axis] if (owner >= 0).any() else [])
+        places = np.flatnonzero(here >= 0)
+        for n, one in np.unique(np.stack([here[places], owner[places]], 1), axis=0).tolist():
+            own = places[(here[places] == n) & (owner[places] == one)]
+            units = unit[coordinates[atoms[own]]]
+            counts = np.bincount(units, minlength=sizes[n])
+            if counts.min() == counts.max():
+                order = own[np.argsort(units, kind="stable")]
+                shown[n].append((sight, torch.from_numpy(order.reshape(sizes[n], -1))))
+    return [site for name, found in zip(inside, shown, strict=True) for site in _best(name, found, axes)]
+
+
+def _best(
+    name: str, shown: Sequence[tuple[Sight, Tensor]], axes: Mapping[tuple[str, int, str, int], set[int]]
+) -> list[Site]:
+    """The sites of a group, of the best rank among the sights that show it.
+
+    Those where no other axis carries units come first: there the samples of two models correspond. On a first axis
+    units that come again and again tell of a batch in it, whose size is another for other data.
+    """
+    found = [
+        ((bool(axes[sight.key] - {sight.axis}), sight.rank), sight, positions)
+        for sight, positions in shown
+        if sight.axis or bool((positions[:, -1] - positions[:, 0] == positions.shape[1] - 1).all())
+    ]
+    best = min((rank for rank, _, _ in found), default=None)
+    return [
+        Site(name, *sight.key, sight.axis, sight.plane.atoms.numel(), positions, rank[1] <= 1, rank[0])
+        for rank, sight, positions in found
+        if rank == best
+    ]
