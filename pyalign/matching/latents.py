@@ -81,6 +81,17 @@ class Latent:
             return torch.zeros(1, dtype=torch.int64)
         return self.outer.element_order()
 
+    def mixture(self) -> Tensor | None:
+        """The doubly stochastic matrix by which units change places while a flat group is learnt, (size, size)."""
+        return None
+
+    def arrived(self, parts: Tensor) -> Tensor:
+        """What belongs to the blocks that came to each place, of `parts` with one entry for each block."""
+        blended = None if self.outer is None else self.outer.mixture()
+        if blended is None:
+            return parts[self.order().to(parts.device)]
+        return torch.tensordot(blended, parts, 1)
+
     def element_order(self) -> Tensor:
         """Which unit comes to each place, shape (size,), as of the latest projection."""
         inner = torch.arange(self.inner)
@@ -117,14 +128,17 @@ class Order(Latent):
             self.perm, self.sign = best_order(self.latent, self.perm, self.signs)
 
     def within(self, split: Tensor, power: int, arrived: bool) -> Tensor:
-        here = self.order().to(self.latent.device) if arrived else slice(None)
         factor = self.parameters.get("factor")
         if factor is not None and power:
-            split = split * torch.exp(power * factor[here])
+            split = split * torch.exp(power * (self.arrived(factor) if arrived else factor))
         if self.matrix is not None:
-            return self.matrix[here] @ split
+            return (self.arrived(self.matrix) if arrived else self.matrix) @ split
+        here = self.order().to(self.latent.device) if arrived else slice(None)
         sign = None if self.sign is None else self.sign[here]
         return placed(split, self.latent[here], self.perm[here], sign, odd=power != 0)
+
+    def mixture(self) -> Tensor | None:
+        return self.matrix[0] if self.matrix is not None and self.blocks == 1 else None
 
     def element(self, elements: Mapping[str, Transform]) -> ScaledPermutation:
         with torch.no_grad():
@@ -178,7 +192,7 @@ class Matrices(Latent):
 
     def within(self, split: Tensor, power: int, arrived: bool) -> Tensor:
         matrices = self.consumed if power < 0 else self.produced
-        return (matrices[self.order().to(matrices.device)] if arrived else matrices) @ split
+        return (self.arrived(matrices) if arrived else matrices) @ split
 
     def element(self, elements: Mapping[str, Transform]) -> BlockLinear:
         with torch.no_grad():

@@ -186,6 +186,37 @@ def test_latents_act_on_the_tensors_as_their_elements_do(make, soft):
         torch.testing.assert_close(moved.detach(), expected[name])
 
 
+@pytest.mark.parametrize("make", [attention, reordered_attention, mixture])
+def test_soft_blocks_take_along_what_is_within_them(make):
+    """Where soft matrices are all but permutations, tensors move as by the element that the latents stand for."""
+    given = make()
+    like = next(given.model_b.parameters()).detach()
+    latents, _ = latents_of(given.spec, like, permutations=True, projection=Projection(True))
+    generator = torch.Generator().manual_seed(3)
+    for latent in latents.values():
+        for part, parameter in latent.parameters.items():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            if part == "order":
+                order = torch.randperm(parameter.shape[-1], generator=generator)
+                order = order.roll(1) if torch.equal(order, torch.arange(len(order))) else order
+                parameter.data.copy_(60.0 * torch.eye(len(order), dtype=parameter.dtype)[order])
+            else:
+                parameter.data += 0.3 * noise
+    objective = objective_of(given, latents)
+    objective._refresh(hard=False)
+    moved = {}
+    for name, moves in objective.moves.items():
+        moved[name] = objective.b[name]
+        for move in moves:
+            moved[name] = move(moved[name])
+    elements = {}
+    for name, latent in latents.items():
+        elements[name] = latent.element(elements)
+    expected = given.spec.stacked(given.spec.apply(elements, state_of(given.model_b)))
+    for name, tensor in moved.items():
+        torch.testing.assert_close(tensor.detach(), expected[name], rtol=1e-6, atol=1e-6)
+
+
 def objective_of(given: Problem, latents, **changes) -> LearnedObjective:
     settings = {"sampler": sampler_of(0.5), "loss": None, "seed": 0, "window": 5, "held": None, "name": "test"}
     return LearnedObjective(given.spec, given.model_a, given.model_b, latents, **{**settings, **changes})
