@@ -90,7 +90,7 @@ class Latent:
         blended = None if self.outer is None else self.outer.mixture()
         if blended is None:
             return parts[self.order().to(parts.device)]
-        return torch.tensordot(blended, parts, 1)
+        return torch.as_tensor(torch.tensordot(blended, parts, 1))
 
     def element_order(self) -> Tensor:
         """Which unit comes to each place, shape (size,), as of the latest projection."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyalign.errors import InputError, MismatchError
 from pyalign.symmetry.calls import state_of
-from pyalign.symmetry.groups import AxisBinding, FixedAxis, Group, Role, Side
+from pyalign.symmetry.groups import AxisBinding, FixedAxis, Flat, Group, Role, Side, Wreath
 from pyalign.symmetry.kinds import Kind
 from pyalign.symmetry.spec import SymmetrySpec
 
@@ -77,6 +77,7 @@ def _merged(
         raise InputError(f"cannot fix group {unknown[0]!r}", given=unknown[0], expected=f"one of {list(base.groups)}")
     claimed = {(b.tensor, b.axis) for b in bindings}
     gone = {*made, *fixed, *(b.group for b in base.bindings if (b.tensor, b.axis) in claimed)}
+    gone |= {outer for name in gone for outer in _carried(base, name)}
     gone |= {g.name for g in base.groups.values() if getattr(g.structure, "outer", None) in gone}
     kept = {name: g for name, g in base.groups.items() if name not in gone}
     used = {getattr(g.structure, "outer", None) for g in kept.values()}
@@ -94,6 +95,13 @@ def _merged(
         sites=sites,
         fixed=(*(f for f in base.fixed if (f.tensor, f.axis) not in covered), *held),
     )
+
+
+def _carried(base: SymmetrySpec, name: str) -> list[str]:
+    """The group whose blocks go to their places by this group's own bindings: it cannot move without."""
+    structure = base.groups[name].structure if name in base.groups else Flat()
+    alone = isinstance(structure, Wreath) and any(b.blocks == 1 and not b.placed for b in base.of(name))
+    return [structure.outer] if isinstance(structure, Wreath) and alone else []
 
 
 def _size(group: str, axes: Axes, shapes: Mapping[str, tuple[int, ...]]) -> int:

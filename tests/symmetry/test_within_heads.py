@@ -233,3 +233,12 @@ def test_heads_in_place_are_not_said_to_be_unseen(shape: str) -> None:
     found = pyalign.align(model, model, [INPUTS], method=ActivationMatching(), spec=spec, progress=False)
     assert all(element.is_identity for element in found.transforms.values())
     assert not [note for note in found.notes if "no activations" in note]
+
+
+@pytest.mark.parametrize("fixed", ["q", "k", "v.within"])
+def test_what_is_declared_fixed_leaves_a_symmetry(fixed: str) -> None:
+    """Query heads take along the blocks of their key: where they stay, the keys stay."""
+    model = network("keys of groups")
+    spec = pyalign.declare(model, {}, base=derive(model, INPUTS), fixed=[fixed])
+    assert fixed not in spec.groups and ("k" in spec.groups) is (fixed == "v.within")
+    assert spec.verify(model, INPUTS).error < 1e-12
