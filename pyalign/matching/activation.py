@@ -20,7 +20,7 @@ from pyalign.statistics.collect import collect
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
 from pyalign.statistics.sites import SITES, shared_sites
-from pyalign.symmetry import Alignment, Group, ScaledPermutation, Site, SymmetrySpec, Wreath, state_of
+from pyalign.symmetry import Alignment, Group, Kind, ScaledPermutation, Site, SymmetrySpec, Wreath, state_of
 from pyalign.symmetry.elements import completed, reordered
 
 __all__ = ["SIMILARITIES", "ActivationMatching"]
@@ -95,7 +95,7 @@ class ActivationMatching:
             seen |= self._collected(problem, moved, lambda group: group in late, shared)
         collected = time.perf_counter()
         by_group = _by_group(seen, shared)
-        evidence = {name: self._evidence(moments) for name, moments in by_group.items()}
+        evidence = {name: self._evidence(sites) for name, sites in by_group.items()}
         chosen, idle = evidence_by_choices(problem, evidence, by_group, self.mask)
         solution = self._solution(reordered(spec), {**evidence, **chosen}, seen, shared)
         matched = time.perf_counter()
@@ -107,9 +107,9 @@ class ActivationMatching:
         elements |= units_by_weights(spec, elements, hidden, states[0], states[1], self.backend)
         before, after = {}, {}
         for name, sites in by_group.items():
-            correlation = self._mean_correlation(sites, evidence[name])
-            before[name] = _along(correlation, ScaledPermutation.identity(len(correlation)))
-            after[name] = _along(correlation, solution.elements[name])
+            correlation = self._correlation(sites, evidence[name])
+            before[name] = _along(correlation, ScaledPermutation.identity(spec.groups[name].size)) / len(sites)
+            after[name] = _along(correlation, solution.elements[name]) / len(sites)
         answer = Alignment(
             spec,
             elements,
@@ -162,6 +162,7 @@ class ActivationMatching:
         shared: Shared,
     ) -> Solution:
         """The best elements; groups that share their entries with others are told apart once those are in order."""
+        groups = [g if _signs_seen(g, seen) else replace(g, kind=g.kind & Kind.POSITIVE) for g in groups]
         solution = assign_groups(groups, evidence, self.signs, self.backend)
         sizes = {group.name: group.size for group in groups}
         told = {
@@ -173,19 +174,19 @@ class ActivationMatching:
         }
         return assign_groups(groups, {**evidence, **told}, self.signs, self.backend) if told else solution
 
-    def _evidence(self, moments: list[Moments]) -> Evidence:
+    def _evidence(self, sites: Mapping[Site, Moments]) -> Evidence:
         """What all sites say together, where their moments are; on the host if some are there."""
-        device = _common([m.mean_a.device for m in moments])
-        dead_a = torch.stack([m.constant_a.to(device) for m in moments]).all(0)
-        dead_b = torch.stack([m.constant_b.to(device) for m in moments]).all(0)
-        return Evidence(_added(self._similarity(m).to(device) for m in moments), dead_a=dead_a, dead_b=dead_b)
+        device = _common([m.mean_a.device for m in sites.values()])
+        dead_a = torch.stack([m.constant_a.to(device) for m in sites.values()]).all(0)
+        dead_b = torch.stack([m.constant_b.to(device) for m in sites.values()]).all(0)
+        found = _summed(sites, device, self._similarity)
+        return replace(found, dead_a=dead_a, dead_b=dead_b)
 
-    def _mean_correlation(self, moments: list[Moments], evidence: Evidence) -> Tensor:
+    def _correlation(self, sites: Mapping[Site, Moments], evidence: Evidence) -> Evidence:
+        """The summed correlation, which the evidence may be."""
         if self.similarity == "correlation":
-            total = evidence.similarity
-        else:
-            total = _added(m.correlation().to(evidence.similarity.device) for m in moments)
-        return total if len(moments) == 1 else total / len(moments)
+            return evidence
+        return _summed(sites, evidence.similarity.device, Moments.correlation)
 
     def _similarity(self, moments: Moments) -> Tensor:
         if self.similarity == "correlation":
@@ -193,13 +194,20 @@ class ActivationMatching:
         return moments.covariance() if self.similarity == "covariance" else moments.second_moment()
 
 
-def _by_group(seen: Mapping[Site, Moments], shared: Shared) -> dict[str, list[Moments]]:
+def _by_group(seen: Mapping[Site, Moments], shared: Shared) -> dict[str, dict[Site, Moments]]:
     """What is seen of each group as a whole, at all of its sites."""
-    found: dict[str, list[Moments]] = {}
+    found: dict[str, dict[Site, Moments]] = {}
     for site, moments in seen.items():
         if site.group not in shared:
-            found.setdefault(site.group, []).append(moments)
+            found.setdefault(site.group, {})[site] = moments
     return found
+
+
+def _summed(sites: Mapping[Site, Moments], device: torch.device, similarity: Callable[[Moments], Tensor]) -> Evidence:
+    """The sum over all sites; where signs act on some of them only, the others speak for no sign."""
+    parts = [[m for site, m in sites.items() if site.acts is acts] for acts in (True, False)]
+    sums = [_added(similarity(m).to(device) for m in part) for part in parts if part]
+    return Evidence(sums[0], sums[1] if len(sums) > 1 else None)
 
 
 def _early(groups: Collection[str]) -> list[str]:
@@ -221,10 +229,21 @@ def _added(matrices: Iterable[Tensor]) -> Tensor:
     return total
 
 
-def _along(correlation: Tensor, element: ScaledPermutation) -> float:
-    matched = correlation.gather(1, element.perm.to(correlation.device).unsqueeze(1)).squeeze(1).cpu()
+def _signs_seen(group: Group, seen: Mapping[Site, Moments]) -> bool:
+    """Whether a group has signs and is seen where they act."""
+    return group.kind.signs and any(site.acts for site in seen if site.group == group.name)
+
+
+def _along(evidence: Evidence, element: ScaledPermutation) -> float:
+    """The mean similarity of matched units, under the signs of an element."""
+    perm = element.perm.to(evidence.similarity.device).unsqueeze(1)
+    matched, even = (
+        None if m is None else m.gather(1, perm).squeeze(1).cpu() for m in (evidence.similarity, evidence.even)
+    )
+    assert matched is not None
     if element.scale is not None:
         matched = matched * element.scale.sign()
+    matched = matched if even is None else matched + even
     return float(matched.mean()) if matched.numel() else 0.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -12,6 +12,7 @@ from pyalign.matching.problem import Problem
 from pyalign.statistics.choices import common_choices, expert_counts, selected_experts
 from pyalign.statistics.moments import Moments
 from pyalign.statistics.padding import Mask
+from pyalign.symmetry import Site
 
 __all__ = ["evidence_by_choices"]
 
@@ -19,7 +20,7 @@ __all__ = ["evidence_by_choices"]
 def evidence_by_choices(
     problem: Problem,
     evidence: Mapping[str, Evidence],
-    sites: Mapping[str, Sequence[Moments]],
+    sites: Mapping[str, Mapping[Site, Moments]],
     mask: Mask = "attention_mask",
 ) -> tuple[dict[str, Evidence], list[str]]:
     r"""Experts compared by who goes to them: the share of choices in common, and how alike their scores vary.
@@ -46,7 +47,7 @@ def evidence_by_choices(
                 notes.append(f"experts of {name!r} that {which} never chooses: {torch.where(mark)[0].tolist()}")
         total = sides[0][name].numel()
         p, q = (expert_counts(side[name], size).double() / total for side in sides)
-        scores = torch.stack([m.correlation().double().cpu() for m in sites[name]]).mean(0)
+        scores = torch.stack([m.correlation().double().cpu() for m in sites[name].values()]).mean(0)
         common = common_choices(sides[0][name], sides[1][name], size) / total
         found[name] = Evidence(common + torch.outer(p, q).sqrt() * scores, dead_a=dead[0], dead_b=dead[1])
     return found, notes

@@ -48,7 +48,7 @@ def to_dict(spec: SymmetrySpec) -> dict[str, Any]:
         "bindings": [_binding_to(b) for b in spec.bindings],
         "sites": [
             [s.group, s.module, s.call, s.op, s.index, s.axis, s.width, _positions_to(s.positions), s.nonlinear]
-            + [True] * s.crossed
+            + ([s.crossed, s.acts] if s.crossed or not s.acts else [])
             for s in spec.sites
         ],
         "fixed": [[f.tensor, f.axis, f.reason] for f in spec.fixed],

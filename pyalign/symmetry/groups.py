@@ -159,6 +159,7 @@ class Site:
         nonlinear: Whether the operator is a nonlinearity; before and after differ only there.
         crossed: Whether another axis carries units of other groups (channels beside the hidden units of an MLP over
             tokens): the samples of two models correspond only once these are in one order.
+        acts: Whether the group's signs and scales, where it has any, act on what is seen (not behind a norm or gate).
     """
 
     group: str
@@ -171,6 +172,7 @@ class Site:
     positions: Tensor
     nonlinear: bool = True
     crossed: bool = False
+    acts: bool = True
 
     @property
     def key(self) -> tuple[str, int, str, int]:

@@ -60,6 +60,9 @@ def build_spec(
         mixtures = [m for m in mixtures if m.alone and not m.whole and not m.kind.paired]
     whole = {id(m.holder): m for m in mixtures if m.whole}
     groups, bindings = {}, []
+    acting: dict[
+        str, Mapping[int, int] | None
+    ] = {}  # the atoms on which signs and scales act, None where there are none
     for c in sorted(units.classes, key=lambda c: int(slots.first[c.units[0]])):
         kept = _kept(ties, units, c)
         kind, reason, power = (
@@ -71,6 +74,7 @@ def build_spec(
             kind, reason, kept, power = whole[id(c)].kind, whole[id(c)].reason, "", whole[id(c)].power
         structure = Flat() if c.outer is None else Wreath(c.outer.name, c.blocks)
         groups[c.name] = Group(c.name, len(c.units), kind, structure, kept or reason)
+        acting[c.name] = power if kind.signs or kind.scales else None
         for axis, found in layout:
             if id(c) in found:
                 bindings += _bindings(axis, c, found[id(c)], power)
@@ -83,7 +87,7 @@ def build_spec(
     fixed = _fixed(ties, layout, {(b.tensor, b.axis) for b in bindings})
     order = {name: i for i, name in enumerate(shapes)}
     bindings.sort(key=lambda b: (order[b.tensor], b.axis, list(groups).index(b.group)))
-    sites = _sites(sights, slots, units.classes) + _sites_within(sights, slots, inside, coordinates_of(ties))
+    sites = _sites(sights, slots, units.classes, acting) + _sites_within(sights, slots, inside, coordinates_of(ties))
     place = {sight.key: i for i, sight in reversed(list(enumerate(sights)))}
     sites.sort(key=lambda s: place[s.key])
     return SymmetrySpec(groups, tuple(bindings), tuple(sites), fixed, dict(shapes), aliases, tuple(notes))
@@ -208,7 +212,9 @@ def _fixed(
     return tuple(result)
 
 
-def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> list[Site]:
+def _sites(
+    sights: Sequence[Sight], slots: Slots, classes: Sequence[Class], acting: Mapping[str, Mapping[int, int] | None]
+) -> list[Site]:
     """Observation sites: for each class the sights of the best rank that show all of its units."""
     found: dict[int, list[tuple[Sight, Tensor]]] = {id(c): [] for c in classes}
     axes: dict[tuple[str, int, str, int], set[int]] = {}
@@ -217,7 +223,7 @@ def _sites(sights: Sequence[Sight], slots: Slots, classes: Sequence[Class]) -> l
         axes.setdefault(sight.key, set()).update([sight.axis] if here else [])
         for key, positions in here.items():
             found[key].append((sight, positions))
-    return [site for c in classes for site in _best(c.name, found[id(c)], axes)]
+    return [site for c in classes for site in _best(c.name, found[id(c)], axes, acting[c.name])]
 
 
 def _sites_within(
@@ -253,7 +259,10 @@ def _sites_within(
 
 
 def _best(
-    name: str, shown: Sequence[tuple[Sight, Tensor]], axes: Mapping[tuple[str, int, str, int], set[int]]
+    name: str,
+    shown: Sequence[tuple[Sight, Tensor]],
+    axes: Mapping[tuple[str, int, str, int], set[int]],
+    acting: Mapping[int, int] | None = None,
 ) -> list[Site]:
     """The sites of a group, of the best rank among the sights that show it.
 
@@ -267,7 +276,16 @@ def _best(
     ]
     best = min((rank for rank, _, _ in found), default=None)
     return [
-        Site(name, *sight.key, sight.axis, sight.plane.atoms.numel(), positions, rank[1] <= 1, rank[0])
+        Site(
+            name, *sight.key, sight.axis, sight.plane.atoms.numel(), positions, rank[1] <= 1, rank[0],
+            acting is None or _acts(sight, positions, acting),
+        )
         for rank, sight, positions in found
         if rank == best
-    ]
+    ]  # fmt: skip
+
+
+def _acts(sight: Sight, positions: Tensor, acting: Mapping[int, int]) -> bool:
+    """Whether the factors of a class multiply all that a sight shows of its units."""
+    atoms = sight.plane.atoms.reshape(-1)[positions.reshape(-1)].tolist()
+    return sight.plane.scaled and all(acting.get(atom, 0) for atom in atoms)
